@@ -1,0 +1,92 @@
+"""Random words from a counter: a pure function of (key, row, position).
+
+Nothing here has a state. A key is two 32-bit words, made from a layer's seed, its
+name and the number of its draw; each row of a batch turns the key into two words of
+its own; an element's word is a hash of its position under those two. All of it is
+32-bit arithmetic in `keras.ops`, so that eager mode, graphs, XLA and the TensorFlow
+and JAX backends give the same bits.
+"""
+
+import numpy as np
+from keras import ops
+
+# Key, rotations and parity constant of Threefry-2x32: Salmon et al., 2011, "Parallel
+# random numbers: as easy as 1, 2, 3", https://doi.org/10.1145/2063384.2063405, table 2
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def _u32(value):
+    return ops.cast(value, "uint32")
+
+
+def _rotate(word, bits):
+    left = ops.left_shift(word, _u32(bits))
+    return ops.bitwise_or(left, ops.right_shift(word, _u32(32 - bits)))
+
+
+def threefry(key, counter):
+    """Threefry-2x32 with 20 rounds: encrypts a 64-bit counter under a 64-bit key.
+
+    Args:
+        key: Two uint32 tensors, each a scalar or of the counter's shape.
+        counter: Two uint32 tensors of one shape.
+
+    Returns:
+        Two uint32 tensors of the counter's shape.
+
+    Reference: Salmon et al., 2011, section 3.2
+    """
+    parity = ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), _PARITY)
+    schedule = (key[0], key[1], parity)
+    first, second = counter[0] + key[0], counter[1] + key[1]
+    for group in range(5):
+        for bits in _ROTATIONS[group % 2]:
+            first = first + second
+            second = ops.bitwise_xor(_rotate(second, bits), first)
+        first = first + schedule[(group + 1) % 3]
+        second = second + schedule[(group + 2) % 3] + _u32(group + 1)
+    return first, second
+
+
+def _finalise(word):
+    """A bijection of 32-bit words in which each input bit flips half the output bits.
+
+    Reference: Wellons, "Prospecting for hash functions", 2018 (`lowbias32`)
+    """
+    word = ops.bitwise_xor(word, ops.right_shift(word, _u32(16)))
+    word = word * np.uint32(0x7FEB352D)
+    word = ops.bitwise_xor(word, ops.right_shift(word, _u32(15)))
+    word = word * np.uint32(0x846CA68B)
+    return ops.bitwise_xor(word, ops.right_shift(word, _u32(16)))
+
+
+def fold(seed, salt, draw):
+    """The key of one draw of one layer, mixed to full entropy.
+
+    Args:
+        seed: Scalar uint32 tensor.
+        salt: Scalar uint32 tensor that tells layers of one seed apart.
+        draw: Scalar uint32 tensor, the number of the draw.
+
+    Returns:
+        Two scalar uint32 tensors.
+    """
+    return threefry((seed, salt), (draw, ops.zeros_like(draw)))
+
+
+def words(key, rows, size):
+    """Random 32-bit words, `size` for each row.
+
+    Args:
+        key: Two scalar uint32 tensors, from `fold`.
+        rows: uint32 tensor `(n, 2)`: two words that name each row.
+        size: Positions in a row: an integer or a scalar tensor, at most 2^31.
+
+    Returns:
+        uint32 tensor `(n, size)`. Within a row no word repeats: a row is a part of a
+        permutation of all 32-bit words.
+    """
+    first, second = threefry(key, (rows[:, 0], rows[:, 1]))
+    position = _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range
+    return _finalise(_finalise(position + first[:, None]) + second[:, None])

@@ -1,0 +1,41 @@
+"""The sub-networks that a network with dropout holds: sampling them."""
+
+import keras
+
+from kdrop.layers.base import sampling
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class Sampler(keras.Model):
+    """A model whose every call is one random sub-network of another model.
+
+    The drop layers of kdrop drop; everything else, batch normalisation included, is at
+    inference. `Sampler(model).predict(inputs)` is one Monte Carlo pass.
+
+    Args:
+        model: The `keras.Model` to sample. Its weights are shared, not copied.
+
+    Input and output shapes: the model's.
+
+    Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4
+    """
+
+    def __init__(self, model, **kwargs):
+        super().__init__(**kwargs)
+        self.model = model
+
+    def call(self, inputs):
+        token = sampling.set(True)
+        try:
+            return self.model(inputs, training=False)
+        finally:
+            sampling.reset(token)
+
+    def get_config(self):
+        model = keras.saving.serialize_keras_object(self.model)
+        return {**super().get_config(), "model": model}
+
+    @classmethod
+    def from_config(cls, config):
+        model = keras.saving.deserialize_keras_object(config.pop("model"))
+        return cls(model, **config)

@@ -1,0 +1,163 @@
+"""A trained model as a folder that a model server takes as it is."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kdrop.data import BadInput
+
+# The model server replays the requests of this file before it says that it is ready:
+# https://www.tensorflow.org/tfx/serving/saved_model_warmup
+WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, or raise `BadInput` if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"the output folder {folder} cannot be written "
+            f"({error.strerror}); choose another with --output"
+        ) from None
+
+
+def versions(folder: Path) -> list[int]:
+    """The versions that a model's folder holds, in ascending order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+
+
+def export(
+    model: keras.Model,
+    folder: str | os.PathLike,
+    *,
+    labels: Sequence[str] = (),
+    record: Mapping[str, object] | None = None,
+    history: Mapping[str, Sequence[float]] | None = None,
+    draw: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write the model as the next version of `folder`, whole or not at all.
+
+    All is written beside its place, under a name that no model server picks up, and
+    then renamed. A version that exists is never touched.
+
+    Args:
+        model: A built Keras model with one input. Its outputs become `probabilities`.
+        folder: The model's folder; the version is made below it, one higher than the
+            last.
+        labels: Class names in the order of the outputs, for `assets/labels.txt`.
+        record: What `experiment.json` says besides the versions of the libraries.
+        history: Columns of `history.csv`.
+        draw: Called with the folder before it appears, to add pictures.
+
+    Returns:
+        The path of the new version.
+
+    Raises:
+        BadInput: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        _write_saved_model(model, partial)
+        (partial / "assets").mkdir(exist_ok=True)
+        (partial / "assets" / "labels.txt").write_text(
+            "".join(f"{label}\n" for label in labels)
+        )
+        _write_warm_up(model, partial / WARM_UP, folder.name)
+        model.save(partial / "model.keras")
+        (partial / "experiment.json").write_text(
+            json.dumps({**(record or {}), "made_with": _made_with()}, indent=2) + "\n"
+        )
+        if history is not None:
+            write_csv(partial / "history.csv", history)
+        if draw is not None:
+            draw(partial)
+        partial.chmod(0o755)  # a server runs as another user
+        return _appear(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    """Write columns of one length under their names."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _write_saved_model(model: keras.Model, path: Path) -> None:
+    shape, dtype = model.inputs[0].shape, model.inputs[0].dtype
+    spec = tf.TensorSpec((None, *shape[1:]), dtype, name="inputs")
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serve",
+        lambda inputs: {"probabilities": model(inputs, training=False)},
+        input_signature=[spec],
+    )
+    archive.write_out(str(path), verbose=False)
+
+
+def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    log = prediction_log_pb2.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.name = name
+    request.model_spec.signature_name = "serving_default"
+    shape = (1, *model.inputs[0].shape[1:])
+    zeros = np.zeros(shape, model.inputs[0].dtype)
+    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(zeros))
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(log.SerializeToString())
+
+
+def _appear(partial: Path, folder: Path) -> Path:
+    version = max(versions(folder), default=0) + 1
+    while True:
+        try:
+            return partial.rename(folder / str(version))
+        except OSError:
+            # Another process took this version since it was looked up.
+            if not (folder / str(version)).exists():
+                raise
+            version += 1
+
+
+def _made_with() -> dict[str, str | None]:
+    packages = ("kdrop", "tensorflow", "keras", "numpy")
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "commit": commit,
+    }

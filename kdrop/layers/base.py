@@ -1,0 +1,243 @@
+"""The base of every drop layer: its rate, its draws, and when it drops."""
+
+import contextvars
+import numbers
+import random
+import zlib
+
+import keras
+from keras import ops
+
+from kdrop import kernels
+
+# Whether the model is being sampled at inference. `Sampler.call` alone sets it, so that
+# it is traced together with the call that it belongs to.
+sampling = contextvars.ContextVar("sampling", default=False)
+
+
+def check_rate(rate):
+    """The rate as a Python float; anything outside [0, 1) raises `ValueError`."""
+    if (
+        not isinstance(rate, numbers.Real)
+        or isinstance(rate, bool)
+        or not 0 <= rate < 1
+    ):
+        raise ValueError(
+            "Invalid value received for argument `rate`. "
+            "Expected a float value between 0 and 1. "
+            f"Received: rate={rate!r}. Allowed: 0 <= rate < 1."
+        )
+    return float(rate)
+
+
+def check_seed(seed):
+    """The seed as it came; anything but `None` or an integer in [0, 2^32) raises."""
+    if seed is None:
+        return None
+    if (
+        not isinstance(seed, numbers.Integral)
+        or isinstance(seed, bool)
+        or not 0 <= seed < 2**32
+    ):
+        raise ValueError(
+            "Argument `seed` must be an integer in [0, 2^32), or None. "
+            f"Received: seed={seed!r}"
+        )
+    return int(seed)
+
+
+def check_noise_shape(noise_shape):
+    """The noise shape as a tuple of positive integers and `None`, or `None`."""
+    if noise_shape is None:
+        return None
+    invalid = "Invalid value received for argument `noise_shape`. "
+    if isinstance(noise_shape, str) or not hasattr(noise_shape, "__iter__"):
+        raise ValueError(
+            f"{invalid}Expected a tuple or list of integers. "
+            f"Received: noise_shape={noise_shape!r}"
+        )
+    noise_shape = tuple(noise_shape)
+    for size in noise_shape:
+        if size is None:
+            continue
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool):
+            raise ValueError(
+                f"{invalid}Expected all elements to be integers or None. "
+                f"Received: noise_shape={noise_shape}"
+            )
+        if size <= 0:
+            raise ValueError(
+                f"{invalid}Expected all dimensions to be positive integers or None. "
+                f"Received: noise_shape={noise_shape}"
+            )
+    return noise_shape
+
+
+class Draws(keras.Layer):
+    """The numbers that make a drop layer's masks: seed, salt, draw count, threshold.
+
+    A layer of its own, so that a weights file has a place for them that the files of
+    `keras.layers.Dropout` simply lack. They are the state of a seed generator and not
+    weights: `get_weights()` is as long as with Keras's layers.
+    """
+
+    def __init__(self, seed, salt, threshold):
+        super().__init__(name="draws")
+        self.generator = keras.random.SeedGenerator(seed)
+        # Signed 64 bits on TensorFlow, where uint32 variables lack kernels on devices;
+        # only the low 32 count. "none": each replica advances its own copy.
+        self.generator.state = keras.Variable(
+            [seed, salt, 0, threshold, 0],
+            dtype=self.generator.state.dtype,
+            trainable=False,
+            aggregation="none",
+            name="draws",
+        )
+        # A function and not a variable, which Keras would track as a weight.
+        self._clock = None
+        self.built = True
+
+    def next(self):
+        """The vector `[seed, salt, number, threshold, offset]` of a new draw."""
+        state = ops.convert_to_tensor(self.generator.state)
+        if self._clock is not None:
+            number = state[4] + ops.cast(self._clock(), state.dtype)
+            state = ops.stack([state[0], state[1], number, state[3], state[4]])
+        one = ops.convert_to_tensor([0, 0, 1, 0, 0], dtype=state.dtype)
+        # With a clock this writes the same value however often the step is recomputed.
+        self.generator.state.assign(state + one)
+        return state
+
+    def kept(self, dtype):
+        """The fraction that is kept, `1 - rate`, as a scalar tensor."""
+        return kernels.kept(ops.convert_to_tensor(self.generator.state), dtype)
+
+    def bind(self, clock, now):
+        """Let the clock count the draws from here on: its value is `now`, an integer.
+
+        The offset makes the draws go on from where they are, so that a second `fit`
+        does not repeat the masks of the first.
+        """
+        seed, salt, number, threshold, _ = self._values()
+        self._assign(seed, salt, number, threshold, (number - now) % 2**32)
+        self._clock = clock
+
+    def unbind(self):
+        """Draw anew at each call again."""
+        self._clock = None
+
+    def count(self):
+        """How many draws there were, modulo 2^32."""
+        return self._values()[2] % 2**32
+
+    def set_threshold(self, threshold):
+        """Change the rate of this and all later draws, in traced functions too."""
+        seed, salt, number, _, offset = self._values()
+        self._assign(seed, salt, number, threshold, offset)
+
+    def _values(self):
+        return [int(v) for v in keras.ops.convert_to_numpy(self.generator.state)]
+
+    def _assign(self, *values):
+        dtype = self.generator.state.dtype
+        self.generator.state.assign(ops.convert_to_tensor(values, dtype=dtype))
+
+    def _restore(self, seed, salt, number):
+        self._assign(seed, salt, number % 2**32, *self._values()[3:])
+
+    # The rate belongs to the configuration: no file of weights carries the threshold.
+    def save_own_variables(self, store):
+        store["draws"] = self._values()[:3]
+
+    def load_own_variables(self, store):
+        # A file of Keras's layers has nothing here.
+        if "draws" in store.keys():
+            self._restore(*(int(v) for v in store["draws"]))
+
+    # The same for `tf.train.Checkpoint`, which asks each object on its way.
+    def _serialize_to_tensors(self):
+        return {"draws": self.generator.state.value[:3]}
+
+    def _restore_from_tensors(self, restored):
+        self._restore(*(int(v) for v in restored["draws"]))
+
+
+class Drop(keras.Layer):
+    """A layer that drops during training, and when it is sampled.
+
+    A subclass says what dropping does in `drop(inputs, draw, rows)` and, where it is
+    not the identity, what happens at rest in `rest(inputs)`.
+
+    Args:
+        rate: Fraction to drop, in [0, 1). It can be set at any time, on a compiled
+            and traced model too: `layer.rate = 0.3`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
+            `None` draws a seed.
+
+    Raises:
+        ValueError: If the rate, the seed or the inputs are not as said.
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self._rate = check_rate(rate)
+        self.seed = check_seed(seed)
+        drawn = random.randrange(2**32) if self.seed is None else self.seed
+        self.draws = Draws(
+            drawn, zlib.crc32(self.name.encode()), kernels.threshold(self._rate)
+        )
+        self.built = type(self).build is keras.Layer.build
+
+    @property
+    def rate(self):
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate):
+        self._rate = check_rate(rate)
+        self.draws.set_threshold(kernels.threshold(self._rate))
+
+    def check(self, inputs):
+        """Raise `ValueError` for inputs, symbolic ones too, that cannot be dropped."""
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                f"Layer {self.name!r} drops floating-point inputs only. Received: "
+                f"inputs of dtype {dtype}; cast them to a float dtype first."
+            )
+
+    def call(self, inputs, training=False):
+        inputs = ops.convert_to_tensor(inputs)
+        self.check(inputs)
+        if training or sampling.get():
+            return self.drop(inputs, self.draws.next(), row_ids(inputs))
+        return self.rest(inputs)
+
+    def rest(self, inputs):
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def compute_output_spec(self, inputs, **kwargs):
+        self.check(inputs)
+        return super().compute_output_spec(inputs, **kwargs)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+def row_ids(inputs):
+    """uint32 tensor `(batch, 2)`: the place of each row in the global batch, and 0."""
+    shape = ops.shape(inputs)
+    batch = shape[0] if shape else 1
+    rows = ops.cast(ops.arange(batch, dtype="int32"), "uint32")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            first = replica.replica_id_in_sync_group * batch
+            rows = rows + ops.cast(first, "uint32")
+    return ops.stack([rows, ops.zeros_like(rows)], axis=1)

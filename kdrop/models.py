@@ -1,0 +1,281 @@
+"""Networks with places for dropout, as functions that build them.
+
+A builder takes `(dropout, rate)`, sizes of its own, `classes` and `input_shape`.
+`dropout` is called as `dropout(rate, seed=seed, name="drop_1")` for each place: a layer
+class of kdrop or Keras, or any function of that form; `None` leaves the places empty.
+`rate` is the fraction dropped: one for all places, or one for each. Further keywords:
+
+    input_rate      fraction of the standardised inputs to drop; 0 adds no layer
+    l1, l2          weights of the absolute and the squared values of the kernels
+                    and biases of hidden layers
+    max_norm        bound on the length of the weights into a hidden unit, or None
+    norm_penalty    coefficient of a `NormPenalty` of every parameter of every layer
+    seed            for the drop layers
+
+The models take raw inputs (pixels from 0 to 255), give probabilities (one, by a
+sigmoid, for `classes=1`), and come uncompiled. Their first layer, "standardise", is a
+`keras.layers.Normalization` that the caller adapts to the training inputs. `ValueError`
+is raised for a wrong number of rates and for negative penalties and bounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class NormPenalty(keras.regularizers.L1L2):
+    """Penalty on the L1 norm and the Euclidean norm, not its square, of a parameter.
+
+    Args:
+        coefficient: Weight of both norms. The gradient of the Euclidean norm has this
+            length however small the parameter is; where all of it is zero, it is 0.
+        l1: Weight of the absolute values, added to that.
+        l2: Weight of the squares, added to that.
+    """
+
+    def __init__(self, coefficient, l1=0.0, l2=0.0):
+        super().__init__(l1=l1, l2=l2)
+        self.coefficient = coefficient
+
+    def __call__(self, x):
+        square = ops.sum(ops.square(x))
+        # The root has an infinite slope at 0, and 0 * inf would be a NaN.
+        root = ops.sqrt(ops.where(square > 0, square, 1.0))
+        norm = ops.where(square > 0, root, 0.0)
+        return super().__call__(x) + self.coefficient * (ops.sum(ops.abs(x)) + norm)
+
+    def get_config(self):
+        return {"coefficient": self.coefficient, **super().get_config()}
+
+
+@dataclass
+class _Parts:
+    """The layers that builders put together; what is common to all is said here."""
+
+    dropout: Callable[..., keras.Layer] | None
+    rate: Any  # a number or several
+    places: int
+    classes: int = 10
+    input_shape: tuple[int, ...] = (32, 32, 3)
+    input_rate: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    max_norm: float | None = None
+    norm_penalty: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self):
+        single = isinstance(self.rate, Real)
+        rates = [self.rate] * self.places if single else [*self.rate]
+        if len(rates) != self.places:
+            raise ValueError(
+                f"`rate` must be one number, or one for each of this network's "
+                f"{self.places} places for dropout. Received: {self.rate}"
+            )
+        self.rates = {"input": self.input_rate, **dict(enumerate(rates, start=1))}
+        for name in ("l1", "l2", "max_norm", "norm_penalty"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` must be 0 or more. Received: {value}")
+
+    def inputs(self, flat=False):
+        layers = [
+            keras.Input(self.input_shape, name="inputs"),
+            # In half precision, inputs and means would be rounded before they meet.
+            keras.layers.Normalization(dtype="float32", name="standardise"),
+        ]
+        if flat and len(self.input_shape) > 1:
+            layers.append(keras.layers.Flatten())
+        if self.input_rate:
+            layers += self.drop("input")
+        return layers
+
+    def drop(self, place):
+        """A list of one layer or none; a place is a number from 1 or "input"."""
+        if self.dropout is None:
+            return []
+        name = f"drop_{place}"
+        return [self.dropout(self.rates[place], seed=self.seed, name=name)]
+
+    def dense(self, units):
+        return keras.layers.Dense(units, activation="relu", **self._weights(axis=0))
+
+    def conv(self, filters, size, **arguments):
+        weights = self._weights(axis=[0, 1, 2])
+        return keras.layers.Conv2D(filters, size, **weights, **arguments)
+
+    def _weights(self, axis):
+        penalty = self._penalty(self.l1, self.l2)
+        bound = self.max_norm and keras.constraints.MaxNorm(self.max_norm, axis=axis)
+        return dict(
+            kernel_initializer="he_normal",
+            kernel_regularizer=penalty,
+            bias_regularizer=penalty,
+            kernel_constraint=bound,
+        )
+
+    def _penalty(self, l1=0.0, l2=0.0):
+        if self.norm_penalty:
+            return NormPenalty(self.norm_penalty, l1, l2)
+        return keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
+
+    def normalise(self):
+        penalty = self._penalty()
+        return keras.layers.BatchNormalization(
+            gamma_regularizer=penalty, beta_regularizer=penalty
+        )
+
+    def head(self):
+        return keras.layers.Dense(
+            self.classes,
+            activation="sigmoid" if self.classes == 1 else "softmax",
+            kernel_regularizer=self._penalty(),
+            bias_regularizer=self._penalty(),
+            dtype="float32",  # half precision rounds small probabilities to 0
+            name="probabilities",
+        )
+
+
+def _mlp(name, parts, hidden):
+    layers = parts.inputs(flat=True)
+    for place, units in enumerate(hidden, start=1):
+        layers += [parts.dense(units), *parts.drop(place)]
+    return keras.Sequential([*layers, parts.head()], name=name)
+
+
+def spiral_mlp(
+    dropout=None,
+    rate=0.3,
+    *,
+    hidden=(256, 256),
+    classes=3,
+    input_shape=(2,),
+    **settings,
+):
+    """ReLU layers of the widths in `hidden`, each followed by a place for dropout."""
+    parts = _Parts(dropout, rate, len(hidden), classes, input_shape, **settings)
+    return _mlp("spiral_mlp", parts, hidden)
+
+
+def mnist_mlp(
+    dropout=None, rate=0.5, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **settings
+):
+    """ReLU layers on flattened images, each followed by a place for dropout.
+
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
+    section 6.1.1
+    """
+    parts = _Parts(dropout, rate, len(hidden), input_shape=input_shape, **settings)
+    return _mlp("mnist_mlp", parts, hidden)
+
+
+def concat_mlp(
+    dropout=None, rate=0.5, *, hidden=(512, 512), input_shape=(28, 28, 1), **settings
+):
+    """ReLU layers with dropout; the output layer sees them all side by side."""
+    parts = _Parts(dropout, rate, len(hidden), input_shape=input_shape, **settings)
+    inputs, *before = parts.inputs(flat=True)
+    outputs, seen = inputs, []
+    for layer in before:
+        outputs = layer(outputs)
+    for place, units in enumerate(hidden, start=1):
+        for layer in [parts.dense(units), *parts.drop(place)]:
+            outputs = layer(outputs)
+        seen.append(outputs)
+    if len(seen) > 1:
+        outputs = keras.layers.Concatenate()(seen)
+    return keras.Model(inputs, parts.head()(outputs), name="concat_mlp")
+
+
+def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **settings):
+    """Five convolutions at 224 x 224, then dropout before each layer of `hidden`.
+
+    Images of another size are resized inside the model.
+
+    Reference: [Krizhevsky, 2014](https://arxiv.org/abs/1404.5997), its single column
+    """
+    parts = _Parts(dropout, rate, len(hidden), **settings)
+    layers = parts.inputs()
+    if tuple(parts.input_shape[:2]) != (224, 224):
+        layers.append(keras.layers.Resizing(224, 224))
+    layers += [
+        keras.layers.ZeroPadding2D(2),
+        parts.conv(64, 11, strides=4, activation="relu"),
+        keras.layers.MaxPooling2D(3, strides=2),
+        parts.conv(192, 5, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(3, strides=2),
+        parts.conv(384, 3, padding="same", activation="relu"),
+        parts.conv(256, 3, padding="same", activation="relu"),
+        parts.conv(256, 3, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(3, strides=2),
+        keras.layers.Flatten(),
+    ]
+    for place, units in enumerate(hidden, start=1):
+        layers += [*parts.drop(place), parts.dense(units)]
+    return keras.Sequential([*layers, parts.head()], name="alexnet")
+
+
+def alexnet32(
+    dropout=None, rate=(0.1, 0.1, 0.5, 0.5), *, width=32, hidden=(512, 512), **settings
+):
+    """The five convolutions of `alexnet` at the scale of 32 x 32 images.
+
+    The first has `width` filters, the others 3, 6, 4 and 4 times as many. Places for
+    dropout are after the first two poolings and before each layer of `hidden`.
+    """
+    parts = _Parts(dropout, rate, 2 + len(hidden), **settings)
+
+    def block(times, *pool):
+        # Batch normalisation behind the pooling has a quarter of the values to read.
+        convolution = parts.conv(times * width, 3, padding="same", use_bias=False)
+        return [convolution, *pool, parts.normalise(), keras.layers.ReLU()]
+
+    layers = [
+        *parts.inputs(),
+        *block(1, keras.layers.MaxPooling2D(2)),
+        *parts.drop(1),
+        *block(3, keras.layers.MaxPooling2D(2)),
+        *parts.drop(2),
+        *block(6),
+        *block(4),
+        *block(4, keras.layers.MaxPooling2D(2)),
+        keras.layers.Flatten(),
+    ]
+    for place, units in enumerate(hidden, start=3):
+        layers += [*parts.drop(place), parts.dense(units)]
+    return keras.Sequential([*layers, parts.head()], name="alexnet32")
+
+
+def srivastava_cnn(
+    dropout=None, rate=(0.25, 0.25, 0.5, 0.5, 0.5), *, hidden=(2048, 2048), **settings
+):
+    """Three convolutions, then dense layers, with dropout after each of them all.
+
+    As in the paper, `input_rate` is 0.1 and `max_norm` 4 unless they are given.
+
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
+    appendix B.2
+    """
+    filters = (96, 128, 256)
+    settings: dict[str, Any] = {"input_rate": 0.1, "max_norm": 4.0, **settings}
+    parts = _Parts(dropout, rate, len(filters) + len(hidden), **settings)
+    layers = parts.inputs()
+    for place, count in enumerate(filters, start=1):
+        layers += [
+            parts.conv(count, 5, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(3, strides=2, padding="same"),
+            *parts.drop(place),
+        ]
+    layers.append(keras.layers.Flatten())
+    for place, units in enumerate(hidden, start=len(filters) + 1):
+        layers += [parts.dense(units), *parts.drop(place)]
+    return keras.Sequential([*layers, parts.head()], name="srivastava_cnn")
+
+
+_BUILDERS = (spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32, srivastava_cnn)
+MODELS = {builder.__name__: builder for builder in _BUILDERS}

@@ -1,0 +1,102 @@
+"""The pipeline that feeds a data set to training.
+
+data = cifar10(train_size=5000, seed=3)
+model.fit(batches(data.train, 128, shuffle_seed=3, augment=True), ...)
+"""
+
+import math
+
+import tensorflow as tf
+
+from kdrop.data import BadInput, Part
+
+MAX_SHIFT = 4  # pixels, as in He et al., 2016 (arXiv 1512.03385), section 4.2
+
+
+def batches(
+    part: Part,
+    batch_size: int,
+    *,
+    passes: int | None = None,
+    first_pass: int = 0,
+    shuffle_seed: int | None = None,
+    augment: bool = False,
+) -> tf.data.Dataset:
+    """Pairs of a float32 batch of inputs and its int32 targets, pass after pass.
+
+    The order of the examples and what augmentation does to each are functions of
+    (`shuffle_seed`, pass, example) alone, so that a pipeline that starts at
+    `first_pass` gives what an uninterrupted one gives from there on.
+
+    Args:
+        batch_size: Examples in a batch; the last one of a pass holds the remainder.
+        passes: How many passes to give, counted from `first_pass`; no end if `None`.
+        first_pass: The pass to start with.
+        shuffle_seed: Shuffles each pass anew; the order of the part if `None`.
+        augment: Shift images by up to 4 pixels each way, the border reflected, and
+            mirror half of those that have colour (a mirrored digit is another sign).
+
+    Raises:
+        ValueError: No examples, a batch of none, or augmentation of what is not images
+            or without a seed.
+    """
+    count = len(part.targets)
+    if batch_size < 1:
+        raise BadInput(f"The batch size is {batch_size}, but must be at least 1.")
+    if not count:
+        raise ValueError("A part without examples gives no batches.")
+    if augment and (part.inputs.ndim != 4 or shuffle_seed is None):
+        raise ValueError("augment=True takes images and a shuffle_seed.")
+    with tf.device("CPU:0"):  # tf.data works there
+        inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
+
+    def one_pass(number):
+        order = tf.range(count)
+        if shuffle_seed is not None:
+            seed = tf.stack([tf.constant(shuffle_seed, tf.int64), number])
+            order = tf.random.experimental.stateless_shuffle(order, seed)
+        if augment:
+            moves = _moves(count, tf.random.fold_in(seed, 1))
+
+        def batch(start):
+            chosen = order[start : start + batch_size]
+            if augment:
+                values = _moved(inputs, chosen, tf.gather(moves, chosen))
+            else:
+                values = tf.gather(inputs, chosen)
+            return tf.cast(values, tf.float32), tf.gather(targets, chosen)
+
+        return tf.data.Dataset.range(0, count, batch_size).map(batch)
+
+    numbers = tf.data.Dataset.counter(first_pass)
+    steps = tf.data.INFINITE_CARDINALITY
+    if passes is not None:
+        numbers, steps = numbers.take(passes), passes * math.ceil(count / batch_size)
+    dataset = numbers.flat_map(one_pass)
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+
+
+def _moves(count, seed):
+    """For each example: whether to mirror it, how far to shift it down and right."""
+    words = tf.random.stateless_uniform(
+        (count, 3), seed, minval=None, maxval=None, dtype=tf.uint32
+    )
+    choices = tf.constant([2, 2 * MAX_SHIFT + 1, 2 * MAX_SHIFT + 1], tf.uint32)
+    return tf.cast(words % choices, tf.int64) - [0, MAX_SHIFT, MAX_SHIFT]
+
+
+def _moved(images, chosen, moves):
+    """The chosen images, mirrored and shifted: one gather of pixels, still in uint8."""
+    height, width, channels = images.shape[1:]
+    mirror, down, right = tf.unstack(moves[:, :, None], axis=1)
+    rows = _reflected(tf.range(height, dtype=tf.int64) - down, height)
+    columns = _reflected(tf.range(width, dtype=tf.int64) - right, width)
+    if channels == 3:
+        columns = tf.where(mirror == 1, width - 1 - columns, columns)
+    first_row = tf.cast(chosen, tf.int64)[:, None] * height
+    pixels = (first_row + rows)[:, :, None] * width + columns[:, None, :]
+    return tf.gather(tf.reshape(images, (-1, channels)), pixels)
+
+
+def _reflected(index, size):
+    return size - 1 - abs(size - 1 - abs(index))

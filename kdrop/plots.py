@@ -1,0 +1,270 @@
+"""The pictures of a run: curves, decision regions, predictions, confusion.
+
+Each function writes the PNG at `path`; `targets` and `predicted` are integer classes
+`(n,)`, `labels` their names. Figures are drawn without pyplot and in a style of their
+own, so that nothing of the caller's matplotlib changes. Nothing is told by colour
+alone: runs and classes have a marker too, training and validation a line style.
+"""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+
+Array = np.ndarray
+Names = Sequence[str]
+Histories = Mapping[str, Mapping[str, Sequence[float]]]
+Runs = Mapping[str, Callable[[Array], Array]]
+
+# Okabe and Ito's colours without black and yellow, then what sets off from them.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
+COLOURS += ["#56B4E9", "#882255", "#999933", "#777777", "#6F4E28"]
+MARKERS = "os^DvP<>Xp"
+TRAINING = (0, (3.5, 1.5))  # dashed: 3.5 line widths on, 1.5 off
+STYLE = {
+    "font.size": 8,
+    "figure.titlesize": 9,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.06,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.6,
+    "axes.formatter.useoffset": False,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.4,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.columnspacing": 1.2,
+    "legend.markerscale": 1.3,
+    "savefig.dpi": 200,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+}
+CHARACTER = 0.065  # inches that one of 8 points takes; figures are drawn in print size
+LINE_POINTS = 200  # longer curves are drawn as means over equal stretches
+SHOWN_POINTS, SHOWN_IMAGES = 1000, 32
+PIXELS = 300  # a side of the region maps
+
+
+@matplotlib.rc_context(STYLE)
+def curves(path: Path, histories: Histories) -> None:
+    """Draw data loss and accuracy against the epoch, for training and validation.
+
+    Args:
+        histories: For each run its columns, all of one length: `epoch`, `data_loss`
+            (nats) and `accuracy` (0 to 1), and if there was a validation part
+            `val_data_loss` and `val_accuracy`. Other columns are not drawn.
+    """
+    figure = Figure((7.2, 3.3), layout="constrained")
+    longest = max(len(history["epoch"]) for history in histories.values())
+    stretch = -(-longest // LINE_POINTS)
+    loss, accuracy = figure.subplots(1, 2, sharex=True)
+    for number, history in enumerate(histories.values()):
+        for panel, column in (loss, "data_loss"), (accuracy, "accuracy"):
+            for name in column, f"val_{column}":
+                if name in history:
+                    training = name == column
+                    _curve(panel, history, name, training, number, stretch)
+    loss.set(title="Loss on the data", ylabel="Cross-entropy (nats)")
+    accuracy.set(title="Accuracy", ylabel="Correct predictions")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    last = max(max(history["epoch"]) for history in histories.values())
+    accuracy.set_xlim(-0.02 * last, 1.02 * last)
+    for panel in loss, accuracy:
+        panel.set_xlabel("Epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.grid()
+        panel.spines[["top", "right"]].set_visible(False)
+    low, high = loss.dataLim.intervaly
+    if low > 0 and high > 20 * low:
+        loss.set_yscale("log", subs=[])
+        subs = (1, 2, 5) if high < 1000 * low else (1,)
+        loss.yaxis.set_major_locator(LogLocator(subs=subs))
+        loss.yaxis.set_major_formatter("{x:g}")
+    handles = [
+        Line2D([], [], label=name, color=COLOURS[n % 10], marker=MARKERS[n % 10])
+        for n, name in enumerate(histories)
+    ]
+    handles.append(Line2D([], [], label="training", color="k", linestyle=TRAINING))
+    if any("val_accuracy" in history for history in histories.values()):
+        handles.append(Line2D([], [], label="validation", color="k"))
+    means = f"Lines: means over {stretch} epochs. Bands: the lowest to the highest."
+    _legend(figure, handles, means if stretch > 1 else "")
+    figure.savefig(path)
+
+
+def _curve(panel: Axes, history, name, training, number, stretch) -> None:
+    colour = COLOURS[number % 10]
+    epochs, values = (np.asarray(history[column], float) for column in ("epoch", name))
+    values = np.where(np.isfinite(values), values, np.nan)  # a diverged run has gaps
+    starts = np.arange(0, len(values), stretch)
+    if stretch > 1:
+        sizes = np.diff(starts, append=len(values))
+        low, high = (f.reduceat(values, starts) for f in (np.minimum, np.maximum))
+        epochs, values = (np.add.reduceat(x, starts) / sizes for x in (epochs, values))
+        panel.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    gap = max(1, len(starts) // 6)
+    panel.plot(
+        epochs,
+        values,
+        color=colour,
+        linestyle=TRAINING if training else "-",
+        marker=MARKERS[number % 10],
+        markerfacecolor="white" if training else colour,
+        markevery=(number * gap // 5 % gap, gap),  # the runs' markers do not coincide
+    )
+
+
+@matplotlib.rc_context(STYLE)
+def regions(
+    path: Path, runs: Runs, points: Array, targets: Array, labels: Names
+) -> None:
+    """Draw what each run predicts over the plane, and the held-out points on top.
+
+    Args:
+        runs: For each run its function from float32 points `(n, 2)` to probabilities
+            `(n, classes)`.
+        points: `(n, 2)`. All count for the accuracy; about 1,000 are drawn.
+    """
+    points, targets = np.asarray(points, np.float32), np.asarray(targets)
+    columns = 2 if len(runs) == 4 else min(len(runs), 3)
+    rows = -(-len(runs) // columns)
+    side = (4.6, 3.5, 2.4)[columns - 1]
+    figure = Figure((side * columns, (side + 0.3) * rows + 0.8), layout="compressed")
+    margin = 0.05 * np.ptp(points, axis=0)
+    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
+    steps = (np.arange(PIXELS, dtype=np.float32) + 0.5) / PIXELS
+    plane = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    plane = low + plane * (high - low)
+    palette = np.array([to_rgb(colour) for colour in COLOURS])
+    shown = np.random.default_rng(0).permutation(len(points))[:SHOWN_POINTS]
+    panel = None
+    for number, (name, predict) in enumerate(runs.items()):
+        place = rows, columns, number + 1
+        panel = figure.add_subplot(*place, sharex=panel, sharey=panel)
+        found = np.nan_to_num(predict(plane))  # a diverged run predicts NaN
+        chance = 1 / found.shape[1]
+        strength = (found.max(axis=1, keepdims=True) - chance) / (1 - chance)
+        tint = 1 - palette[found.argmax(axis=1) % 10]
+        panel.imshow(
+            (1 - 0.45 * strength.clip(0, 1) * tint).reshape(PIXELS, PIXELS, 3),
+            extent=(low[0], high[0], low[1], high[1]),
+            origin="lower",
+        )
+        right = np.nan_to_num(predict(points)).argmax(axis=1) == targets
+        for correct in True, False:
+            for label in range(len(labels)):
+                drawn = shown[(targets == label)[shown] & (right == correct)[shown]]
+                panel.plot(*points[drawn].T, **_point(label, correct))
+        title = _wrap(name, int((side - 0.4) / CHARACTER))
+        panel.set_title(f"{title}\naccuracy {right.mean():.1%}")
+        for axis in panel.xaxis, panel.yaxis:
+            axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        below, left = number + columns >= len(runs), number % columns == 0
+        panel.tick_params(labelbottom=below, labelleft=left)
+        panel.set(xlabel="x" if below else "", ylabel="y" if left else "")
+    handles = [Line2D([], [], label=x, **_point(n)) for n, x in enumerate(labels)]
+    wrong = _point(0, correct=False) | {"label": "predicted wrong", "color": "white"}
+    key = f"Points: true class ({len(shown):,} of {len(points):,} shown). "
+    key += "Background: predicted class, paler where less certain."
+    _legend(figure, [*handles, Line2D([], [], **wrong)], key)
+    figure.savefig(path)
+
+
+def _point(label: int, correct: bool = True) -> dict:
+    return {
+        "color": COLOURS[label % 10],
+        "marker": MARKERS[label % 10],
+        "markersize": 2.8 if correct else 4,
+        "markeredgecolor": "white" if correct else "black",
+        "markeredgewidth": 0.25 if correct else 0.8,
+        "linestyle": "none",
+    }
+
+
+@matplotlib.rc_context(STYLE)
+def predictions(
+    path: Path, images: Array, targets: Array, probabilities: Array, labels: Names
+) -> None:
+    """Draw the first 32 images with what was predicted, and the truth where it differs.
+
+    Args:
+        images: uint8 `(n, height, width, 3)` or `(n, height, width, 1)`.
+        probabilities: `(n, classes)`.
+    """
+    predicted = np.argmax(probabilities, axis=1)
+    right = predicted == np.asarray(targets)
+    shown = min(len(right), SHOWN_IMAGES)
+    columns = min(shown, 8)
+    rows = -(-shown // columns)
+    figure = Figure((max(0.9 * columns, 4.6), 1.4 * rows + 0.5), layout="constrained")
+    for n in range(shown):
+        panel = figure.add_subplot(rows, columns, n + 1, xticks=[], yticks=[])
+        panel.imshow(np.squeeze(images[n]), cmap="gray", vmin=0, vmax=255)
+        guess, truth = (_wrap(labels[k], 14, 1) for k in (predicted[n], targets[n]))
+        mark, frame = ("✓", "0.6") if right[n] else ("✗", COLOURS[1])
+        panel.set_title(f"{guess}\n{mark} {np.max(probabilities[n]):.0%}", fontsize=8)
+        panel.spines[:].set(color=frame, linewidth=0.6 if right[n] else 2.5)
+        panel.set_xlabel("" if right[n] else truth)
+    part = f"{right[:shown].sum()} of these {shown} images predicted right"
+    whole = f"; {right.mean():.1%} of all {len(right):,}" if shown < len(right) else ""
+    key = "Above: predicted label and its probability. Below, where wrong: true label."
+    figure.suptitle(f"{part}{whole}\n{key}")
+    figure.savefig(path)
+
+
+@matplotlib.rc_context(STYLE)
+def confusion(path: Path, targets: Array, predicted: Array, labels: Names) -> None:
+    """Draw how often each true class was taken for which, in percent of the class."""
+    classes = len(labels)
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (targets, predicted), 1)
+    examples = counts.sum(axis=1)
+    percent = 100 * counts / np.maximum(examples, 1)[:, None]
+    names = [_wrap(label, 18) for label in labels]
+    breadth = CHARACTER * max(len(line) for name in names for line in name.split("\n"))
+    side = max(0.45 * classes, 2.2)
+    figure = Figure((side + breadth + 1, side + breadth + 1), layout="compressed")
+    panel = figure.add_subplot()
+    cells = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere(counts):
+        share = percent[row, column]
+        # WCAG's luminance: below 0.18, white has the higher contrast.
+        luminance = np.power(cells.to_rgba(share)[:3], 2.2) @ [0.2126, 0.7152, 0.0722]
+        colour = "white" if luminance < 0.18 else "black"
+        text = f"{share:.0f}" if share >= 0.5 else "<1"
+        panel.text(column, row, text, color=colour, ha="center", va="center")
+    upright = breadth > 0.9 * side / classes
+    panel.set_xticks(range(classes), names, rotation=90 if upright else 0)
+    sizes = [f"{name} ({n:,})" for name, n in zip(names, examples, strict=True)]
+    panel.set_yticks(range(classes), sizes)
+    panel.tick_params(length=0)
+    panel.set(xlabel="Predicted class", ylabel="True class (number of examples)")
+    correct, total = np.trace(counts), counts.sum()
+    score = f"Accuracy {correct / total:.1%} ({correct:,} of {total:,})"
+    panel.set_title(f"{score}\nCells: percent of the true class")
+    figure.savefig(path)
+
+
+def _wrap(text: str, width: int, lines: int = 2) -> str:
+    return textwrap.fill(text, width, max_lines=lines, placeholder="…")
+
+
+def _legend(figure: Figure, handles: list[Line2D], title: str) -> None:
+    """One legend below the axes, in as many columns as its names leave room for."""
+    room = figure.get_figwidth() / CHARACTER
+    names = [_wrap(str(handle.get_label()), 40) for handle in handles]
+    widths = [min(len(name), 40) + 7 for name in names]  # a sample and its gaps: 7
+    columns = len(names) if sum(widths) < room else max(1, int(room / max(widths)))
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    legend.set_title(textwrap.fill(title, int(room)))
+    legend.get_title().set_multialignment("center")

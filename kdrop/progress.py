@@ -1,0 +1,155 @@
+"""What a run shows while it trains, and what it keeps to go on after a stop."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdrop.data import BadInput
+
+SAVE_SECONDS = 1.0  # a model whose epochs are shorter is saved this often
+
+History = dict[str, list[float]]
+
+
+class Unfinished:
+    """The last finished epoch of a run, on disk: its model, optimiser and history.
+
+    Args:
+        folder: The run's own folder.
+        resume: Whether to go on with what is there; it is deleted otherwise.
+    """
+
+    def __init__(self, folder: Path, resume: bool):
+        self.folder = folder
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def load(self) -> tuple[keras.Model | None, History]:
+        """The model and its history up to there, or `None` and nothing."""
+        saved = sorted(self.folder.glob("epoch-*.keras"))
+        if not saved:
+            return None, {}
+        try:
+            model = keras.models.load_model(saved[-1])
+            history = json.loads((self.folder / "history.json").read_text())
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(
+                f"The saved epoch {saved[-1]} cannot be read ({reason}): without "
+                f"--resume, or with {self.folder} deleted, the run starts anew."
+            ) from error
+        rows = history["epoch"].index(_epoch(saved[-1])) + 1
+        return model, {name: values[:rows] for name, values in history.items()}
+
+    def save(self, model: keras.Model, history: History) -> None:
+        """Keep an epoch, so that a kill at any moment leaves this or the one before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        epoch = int(history["epoch"][-1])
+        # The history first: it may be ahead of the model, never behind.
+        partial = self.folder / "history.partial"
+        partial.write_text(json.dumps(history))
+        partial.replace(self.folder / "history.json")
+        partial = self.folder / "partial.keras"
+        model.save(partial)
+        saved = partial.replace(self.folder / f"epoch-{epoch:07d}.keras")
+        for older in self.folder.glob("epoch-*.keras"):
+            if older != saved:
+                older.unlink()
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch-"))
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes a line for each report, keeps the history, and saves what is finished.
+
+    In a terminal a bar moves below the lines; in a file there are the lines alone.
+    """
+
+    def __init__(self, console: Console, name: str):
+        super().__init__()
+        self.console = console
+        self.name = name
+
+    def begin(self, epochs: int, stride: int, history: History, unfinished: Unfinished):
+        """Start anew, or after the epochs that `history` holds.
+
+        Args:
+            epochs: Passes over the training set in all.
+            stride: Passes from one report to the next.
+        """
+        self.epochs, self.stride, self.unfinished = epochs, stride, unfinished
+        self.history = {name: list(values) for name, values in history.items()}
+        self.done = int(self.history["epoch"][-1]) if self.history else 0
+        self.resumed_at = self.done
+        self.before = self.history["seconds"][-1] if self.history else 0.0
+
+    def on_train_begin(self, logs=None):
+        self.started = self.saved = time.perf_counter()
+        self.bar = Progress(
+            TextColumn(self.name),
+            BarColumn(),
+            TextColumn("epoch {task.completed:.0f}/{task.total}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=self.epochs, completed=self.done)
+        self.bar.start()
+
+    def on_train_batch_end(self, batch, logs=None):
+        part = (batch + 1) / self.params["steps"]
+        self.bar.update(self.task, completed=self.done + part * self.stride)
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = time.perf_counter()
+        self.done += self.stride
+        row = {"epoch": self.done, "loss": logs["loss"], "data_loss": logs["data_loss"]}
+        row["accuracy"] = logs["accuracy"]
+        if "val_accuracy" in logs:
+            row["val_data_loss"] = logs["val_data_loss"]
+            row["val_accuracy"] = logs["val_accuracy"]
+        row["learning_rate"] = float(self.model.optimizer.learning_rate)
+        row["seconds"] = self.before + now - self.started
+        for name, value in row.items():
+            self.history.setdefault(name, []).append(value)
+        self.console.print(self._line(row, now), soft_wrap=True, highlight=False)
+        if now - self.saved >= SAVE_SECONDS or self.done == self.epochs:
+            self.unfinished.save(self.model, self.history)
+            self.saved = time.perf_counter()
+
+    def on_train_end(self, logs=None):
+        self.stop()
+
+    def stop(self):
+        """Take the bar away."""
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+    def _line(self, row, now):
+        pace = (now - self.started) / (self.done - self.resumed_at)
+        left = pace * (self.epochs - self.done)
+        regularisation = row["loss"] - row["data_loss"]
+        validation = f"  val {row['val_accuracy']:.3f}" if "val_accuracy" in row else ""
+        width = len(str(self.epochs))
+        return (
+            f"{self.name}  epoch {self.done:{width}}/{self.epochs}"
+            f"  loss {row['loss']:.3f} = data {row['data_loss']:.3f}"
+            f" + reg {regularisation:.3f}  accuracy {row['accuracy']:.3f}{validation}"
+            f"  lr {row['learning_rate']:.2g}  {_duration(left)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,160 @@
+"""Many runs into one table and one figure."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kdrop import plots
+from kdrop.data import Data
+from kdrop.experiment import Experiment, Run, load_data, settings_of, train
+from kdrop.export import check_writable, export
+from kdrop.progress import Recorder, Unfinished
+
+UNFINISHED = ".unfinished"  # a folder that no model server reads
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One experiment's runs over the seeds."""
+
+    runs: Sequence[Run]
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].experiment.dropout
+
+    @property
+    def best(self) -> Run:
+        """The run with the best validation result, or training result without one."""
+
+        def result(run):
+            for part in ("validation", "train"):
+                if f"{part}_accuracy" in run.metrics:
+                    return run.metrics[f"{part}_accuracy"], -run.metrics[f"{part}_loss"]
+
+        return max(self.runs, key=result)
+
+
+def compare(
+    experiments: Sequence[Experiment],
+    *,
+    seeds: int = 1,
+    output: Path,
+    name: str | None = None,
+    resume: bool = False,
+    data_dir: Path | None = None,
+    tensorboard: Path | None = None,
+    console: Console,
+) -> list[Path]:
+    """Train each experiment with each seed, show the table, export the best of each.
+
+    All experiments share one data set. Finished epochs are kept until everything is
+    exported, so that a stopped comparison can be resumed.
+
+    Returns:
+        The exported folders, one for each experiment.
+    """
+    check_writable(output)
+    data = load_data(experiments[0], data_dir)
+    compared, kept = [], []
+    for experiment in experiments:
+        runs = []
+        for seed in range(experiment.seed, experiment.seed + seeds):
+            seeded = replace(experiment, seed=seed)
+            label = experiment.dropout + (f" seed {seed}" if seeds > 1 else "")
+            kept.append(Unfinished(output / UNFINISHED / seeded.key(), resume))
+            callbacks = []
+            if tensorboard is not None:
+                log = str(tensorboard / seeded.key())
+                callbacks.append(keras.callbacks.TensorBoard(log, write_graph=False))
+            recorder = Recorder(console, label)
+            try:
+                runs.append(train(seeded, data, kept[-1], recorder, callbacks))
+            finally:
+                recorder.stop()
+        compared.append(Compared(runs))
+    console.print(table(compared))
+    paths = []
+    for each in compared:
+        slug = each.best.experiment.slug()
+        if name is not None:
+            kind = slug.removeprefix(data.name)
+            slug = name + kind if len(compared) > 1 else name
+        paths.append(_export(each, compared, data, output / slug))
+    for unfinished in kept:
+        unfinished.delete()
+    return paths
+
+
+def table(compared: Sequence[Compared]) -> Table:
+    """One row for each experiment: accuracy and loss at inference, over its seeds."""
+    seeds = len(compared[0].runs)
+    of = f", mean and standard deviation over {seeds} seeds" if seeds > 1 else ""
+    shown = Table(title=f"{compared[0].best.experiment.data}, at inference{of}")
+    shown.add_column("dropout", no_wrap=True)
+    metrics = compared[0].runs[0].metrics
+    parts = [p for p in ("train", "validation", "test") if f"{p}_loss" in metrics]
+    columns = [f"{part}_{kind}" for kind in ("accuracy", "loss") for part in parts]
+    for column in columns:
+        shown.add_column(column.replace("_", "\n"), justify="right")
+    shown.add_column("train - test\naccuracy", justify="right")
+    shown.add_column("seconds", justify="right")
+    for each in compared:
+        found = [run.metrics for run in each.runs]
+        shown.add_row(
+            each.name,
+            *(_spread([m[column] for m in found], 3) for column in columns),
+            _spread([m["train_accuracy"] - m["test_accuracy"] for m in found], 3),
+            _spread([m["seconds"] for m in found], 0),
+        )
+    return shown
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Path):
+    best, test = each.best, data.test
+
+    def draw(path):
+        plots.curves(path / "curves.png", {c.name: c.best.history for c in compared})
+        if test.inputs.ndim == 2:
+            predictors = {c.name: _predictor(c.best.model) for c in compared}
+            plots.regions(path / "regions.png", predictors, *test, data.labels)
+            return
+        found = _predictor(best.model)(test.inputs)
+        plots.predictions(path / "predictions.png", *test, found, data.labels)
+        predicted = found.argmax(axis=1)
+        plots.confusion(path / "confusion.png", test.targets, predicted, data.labels)
+
+    record = {
+        "settings": settings_of(best.experiment),
+        "metrics": best.metrics,
+        "seeds": {run.experiment.seed: run.metrics for run in each.runs},
+    }
+    return export(
+        best.model,
+        folder,
+        labels=data.labels,
+        record=record,
+        history=best.history,
+        draw=draw,
+    )
+
+
+def _predictor(model):
+    def predict(inputs):
+        chunks = np.array_split(inputs, max(1, len(inputs) // 1000))
+        return np.concatenate([model(np.float32(chunk)) for chunk in chunks])
+
+    return predict

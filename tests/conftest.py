@@ -1,0 +1,21 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+import tensorflow as tf
+
+# Two devices on any machine, before TensorFlow starts: for `MirroredStrategy`.
+_CPU = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    _CPU, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture
+def cifar10_folder():
+    """A folder with CIFAR-10 as tensorflow-datasets prepares it; skips without one."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not os.path.isdir(os.path.join(folder, "cifar10")):
+        pytest.skip("TFDS_DATA_DIR holds no cifar10")
+    return folder

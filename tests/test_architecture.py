@@ -1,0 +1,66 @@
+"""The rules of the tree: who imports whom, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "kdrop"
+GROUPS = [
+    {"reference", "bits"},
+    {"kernels"},
+    {"layers", "schedules"},
+    {"ensemble", "models", "data", "plots"},
+    {"export", "pipeline", "progress"},
+    {"experiment"},
+    {"studies", "serving", "benchmark"},
+]
+RANK = {name: rank for rank, names in enumerate(GROUPS) for name in names}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_a_file_imports_only_from_files_to_its_left(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for name in imported(path):
+        package, *rest = name.split(".")
+        if package == "kdrop" and rest and rest[0] in RANK and rest[0] != own:
+            assert RANK[rest[0]] < RANK[own], f"{path.name} imports {name}"
+    assert own in RANK
+
+
+@pytest.mark.parametrize(
+    "path", list(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_only_plots_knows_matplotlib(path):
+    knows = any(name.split(".")[0] == "matplotlib" for name in imported(path))
+    assert knows == (path.stem == "plots")
+
+
+def test_import_loads_neither_data_sets_nor_plots():
+    # Keras itself imports matplotlib where it finds it.
+    code = (
+        "import sys, keras; before = set(sys.modules); import kdrop;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before};"
+        "sys.exit(str(new & {'tensorflow_datasets', 'matplotlib', 'rich'} or ''))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_reference_needs_numpy_alone():
+    roots = {name.split(".")[0] for name in imported(PACKAGE / "reference.py")}
+    assert roots - set(sys.stdlib_module_names) == {"numpy"}

@@ -1,0 +1,72 @@
+"""Train networks with dropout, see what it does, and keep them as SavedModels.
+
+python train.py                            # the spiral: none, inverted, vanilla
+python train.py cifar10 --train-size 5000  # the same three on a small AlexNet
+python train.py cifar10 --dropout InvertedDropout --rate 0.5 --epochs 40 --seed 3
+python train.py --seeds 5                  # mean and deviation over five seeds
+python train.py --resume                   # go on after a stop
+"""
+
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+# Before TensorFlow is imported: its start would fill the screen.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tyro
+from rich.console import Console
+
+from kdrop.data import BadInput
+from kdrop.experiment import Experiment
+from kdrop.studies import compare
+
+SIDE_BY_SIDE = ("none", "InvertedDropout", "VanillaDropout")
+
+
+@dataclass(frozen=True)
+class Command(Experiment):
+    data: Annotated[str, tyro.conf.Positional] = "spiral"  # spiral, cifar10 or mnist
+    dropout: str | None = None  # a layer of kdrop, or none; own: three runs
+    seeds: int = 1  # runs of each kind, with seeds from --seed on
+    output: Path = Path("saved_models")  # where the models go
+    name: str | None = None  # of the saved model; own: data set and layer
+    resume: bool = False  # go on from the last finished epoch of the same settings
+    tensorboard: Path | None = None  # folder for TensorBoard's logs
+    data_dir: Path | None = None  # of tensorflow-datasets; own: TFDS_DATA_DIR
+
+    def __post_init__(self):
+        """The experiments check themselves."""
+
+
+def main() -> int:
+    command = tyro.cli(Command, description=__doc__)
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    kinds = SIDE_BY_SIDE if command.dropout is None else (command.dropout,)
+    settings = {f.name: getattr(command, f.name) for f in fields(Experiment)}
+    try:
+        paths = compare(
+            [Experiment(**{**settings, "dropout": kind}) for kind in kinds],
+            seeds=command.seeds,
+            output=command.output,
+            name=command.name,
+            resume=command.resume,
+            data_dir=command.data_dir,
+            tensorboard=command.tensorboard,
+            console=console,
+        )
+    except BadInput as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command with --resume goes on.", file=sys.stderr)
+        return 130
+    for path in paths:
+        console.print(f"saved {path}", soft_wrap=True, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
