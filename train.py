@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # Before TensorFlow is imported: its start would fill the screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,13 +23,17 @@ from kdrop.data import BadInput
 from kdrop.experiment import Experiment
 from kdrop.studies import compare
 
+DESCRIPTION = "Train networks with dropout, see what it does, keep SavedModels."
 SIDE_BY_SIDE = ("none", "InvertedDropout", "VanillaDropout")
 
 
 @dataclass(frozen=True)
 class Command(Experiment):
     data: Annotated[str, tyro.conf.Positional] = "spiral"  # spiral, cifar10 or mnist
-    dropout: str | None = None  # a layer of kdrop, or none; own: three runs
+    dropout: Annotated[  # ty: ignore[incompatible-attribute-override]
+        str | None,
+        tyro.conf.arg(help="a layer of kdrop, or none; own: three runs side by side"),
+    ] = None
     seeds: int = 1  # runs of each kind, with seeds from --seed on
     output: Path = Path("saved_models")  # where the models go
     name: str | None = None  # of the saved model; own: data set and layer
@@ -42,13 +46,16 @@ class Command(Experiment):
 
 
 def main() -> int:
-    command = tyro.cli(Command, description=__doc__)
+    command = tyro.cli(Command, description=DESCRIPTION)
     console = Console(width=None if sys.stdout.isatty() else 132)
-    kinds = SIDE_BY_SIDE if command.dropout is None else (command.dropout,)
-    settings = {f.name: getattr(command, f.name) for f in fields(Experiment)}
+    settings: dict[str, Any] = {
+        field.name: getattr(command, field.name) for field in fields(Experiment)
+    }
+    kind = settings.pop("dropout")
+    kinds = SIDE_BY_SIDE if kind is None else (kind,)
     try:
         paths = compare(
-            [Experiment(**{**settings, "dropout": kind}) for kind in kinds],
+            [Experiment(dropout=kind, **settings) for kind in kinds],
             seeds=command.seeds,
             output=command.output,
             name=command.name,

@@ -36,6 +36,8 @@ class Sampler(keras.Model):
         return {**super().get_config(), "model": model}
 
     @classmethod
-    def from_config(cls, config):
-        model = keras.saving.deserialize_keras_object(config.pop("model"))
+    def from_config(cls, config, custom_objects=None):
+        model = keras.saving.deserialize_keras_object(
+            config.pop("model"), custom_objects
+        )
         return cls(model, **config)

@@ -2,19 +2,20 @@
 
 import difflib
 import hashlib
-import inspect
 import json
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kdrop import layers, models
+from kdrop import layers
 from kdrop.data import BadInput, Data, Part, load
+from kdrop.models import MODELS
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
 
@@ -51,7 +52,7 @@ class Experiment:
         _check_choice("data set", self.data, DEFAULTS)
         _check_choice("layer", self.dropout, ["none", *layers.__all__])
         if self.model is not None:
-            _check_choice("model", self.model, BUILDERS)
+            _check_choice("model", self.model, MODELS)
         rates = {"rate": self.rate or (), "input rate": (self.input_rate or 0.0,)}
         for name, values in rates.items():
             for value in values:
@@ -62,11 +63,16 @@ class Experiment:
             if value is not None and not 0 < value < math.inf:
                 raise BadInput(f"The {name} is {value}, but must be above 0.")
         for name in ("l1", "l2", "norm_penalty", "decay"):
-            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
-                raise BadInput(f"The {name} is {getattr(self, name)}, but not below 0.")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise BadInput(f"The {name} is {value}, but must not be below 0.")
+        for name in ("seed", "data_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                value = getattr(self, name)
+                raise BadInput(f"The {name} is {value}, but must be in [0, 2^32).")
 
-    def resolved(self) -> "Experiment":
-        """The same with the data set's own settings where nothing was said."""
+    def resolved(self) -> Any:
+        """An `Experiment` with the data set's own settings where nothing was said."""
         own = DEFAULTS[self.data].items()
         return replace(self, **{k: v for k, v in own if getattr(self, k) is None})
 
@@ -82,11 +88,6 @@ class Experiment:
         return f"{self.slug()}-seed{self.seed}-{digest}"
 
 
-BUILDERS = {
-    name: builder
-    for name, builder in inspect.getmembers(models, inspect.isfunction)
-    if builder.__module__ == models.__name__ and not name.startswith("_")
-}
 DEFAULTS = {
     "spiral": dict(
         model="spiral_mlp", train_size=3000, validation=0.2, augment=False,
@@ -139,7 +140,7 @@ def build(experiment: Experiment, data: Data) -> keras.Model:
         said["rate"] = settings.rate[0] if len(settings.rate) == 1 else settings.rate
     drops = settings.dropout != "none"
     try:
-        model = BUILDERS[settings.model](
+        model = MODELS[settings.model](
             dropout=getattr(layers, settings.dropout) if drops else None,
             classes=len(data.labels),
             input_shape=data.train.inputs.shape[1:],
@@ -187,7 +188,7 @@ def train(
     steps = _steps(settings, data.train)
     stride = _divisor_near(settings.epochs, REPORT_STEPS / steps)
     model.steps_per_execution = _divisor_near(stride * steps, 50) if stride > 1 else 1
-    recorder.begin(settings.epochs, stride, history, unfinished)
+    recorder.begin(settings.epochs, stride, stride * steps, history, unfinished)
     validates = len(data.validation.targets) > 0
     model.fit(
         batches(
@@ -224,7 +225,7 @@ def _whole(part: Part) -> tf.data.Dataset:
     return batches(part, EVALUATION_BATCH, passes=1)
 
 
-def _steps(settings: Experiment, part: Part) -> int:
+def _steps(settings: Any, part: Part) -> int:
     return math.ceil(len(part.targets) / settings.batch_size)
 
 

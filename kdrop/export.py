@@ -120,7 +120,7 @@ def _write_saved_model(model: keras.Model, path: Path) -> None:
 def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
-    log = prediction_log_pb2.PredictionLog()
+    log = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
     request = log.predict_log.request
     request.model_spec.name = name
     request.model_spec.signature_name = "serving_default"
@@ -129,7 +129,7 @@ def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
     request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(zeros))
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(log.SerializeToString())
+        writer.write(log.SerializeToString())  # ty: ignore[missing-attribute]
 
 
 def _appear(partial: Path, folder: Path) -> Path:

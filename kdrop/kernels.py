@@ -93,7 +93,7 @@ def _compiled(kernel, *static):
 
         return tf.function(kernel, jit_compile=True, autograph=False)
     if keras.backend.backend() == "jax":
-        import jax
+        import jax  # ty: ignore[import-not-found]
 
         return jax.jit(kernel)
     return kernel

@@ -111,7 +111,9 @@ class _Parts:
 
     def _weights(self, axis):
         penalty = self._penalty(self.l1, self.l2)
-        bound = self.max_norm and keras.constraints.MaxNorm(self.max_norm, axis=axis)
+        bound = (
+            keras.constraints.MaxNorm(self.max_norm, axis) if self.max_norm else None
+        )
         return dict(
             kernel_initializer="he_normal",
             kernel_regularizer=penalty,
@@ -129,6 +131,13 @@ class _Parts:
         return keras.layers.BatchNormalization(
             gamma_regularizer=penalty, beta_regularizer=penalty
         )
+
+    def classifier(self, hidden):
+        """Dropout before each dense layer, as in AlexNet."""
+        layers = [keras.layers.Flatten()]
+        for place, units in enumerate(hidden, start=1):
+            layers += [*self.drop(place), self.dense(units)]
+        return [*layers, self.head()]
 
     def head(self):
         return keras.layers.Dense(
@@ -149,36 +158,26 @@ def _mlp(name, parts, hidden):
 
 
 def spiral_mlp(
-    dropout=None,
-    rate=0.3,
-    *,
-    hidden=(256, 256),
-    classes=3,
-    input_shape=(2,),
-    **settings,
+    dropout=None, rate=0.3, *, hidden=(256, 256), classes=3, input_shape=(2,), **common
 ):
     """ReLU layers of the widths in `hidden`, each followed by a place for dropout."""
-    parts = _Parts(dropout, rate, len(hidden), classes, input_shape, **settings)
+    parts = _Parts(dropout, rate, len(hidden), classes, input_shape, **common)
     return _mlp("spiral_mlp", parts, hidden)
 
 
 def mnist_mlp(
-    dropout=None, rate=0.5, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **settings
+    dropout=None, rate=0.5, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **common
 ):
-    """ReLU layers on flattened images, each followed by a place for dropout.
-
-    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
-    section 6.1.1
-    """
-    parts = _Parts(dropout, rate, len(hidden), input_shape=input_shape, **settings)
+    """The same for flattened images, as wide as those of Srivastava et al. (2014)."""
+    parts = _Parts(dropout, rate, len(hidden), input_shape=input_shape, **common)
     return _mlp("mnist_mlp", parts, hidden)
 
 
 def concat_mlp(
-    dropout=None, rate=0.5, *, hidden=(512, 512), input_shape=(28, 28, 1), **settings
+    dropout=None, rate=0.5, *, hidden=(512, 512), input_shape=(28, 28, 1), **common
 ):
     """ReLU layers with dropout; the output layer sees them all side by side."""
-    parts = _Parts(dropout, rate, len(hidden), input_shape=input_shape, **settings)
+    parts = _Parts(dropout, rate, len(hidden), input_shape=input_shape, **common)
     inputs, *before = parts.inputs(flat=True)
     outputs, seen = inputs, []
     for layer in before:
@@ -192,14 +191,14 @@ def concat_mlp(
     return keras.Model(inputs, parts.head()(outputs), name="concat_mlp")
 
 
-def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **settings):
+def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
     """Five convolutions at 224 x 224, then dropout before each layer of `hidden`.
 
     Images of another size are resized inside the model.
 
     Reference: [Krizhevsky, 2014](https://arxiv.org/abs/1404.5997), its single column
     """
-    parts = _Parts(dropout, rate, len(hidden), **settings)
+    parts = _Parts(dropout, rate, len(hidden), **common)
     layers = parts.inputs()
     if tuple(parts.input_shape[:2]) != (224, 224):
         layers.append(keras.layers.Resizing(224, 224))
@@ -213,46 +212,28 @@ def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **settings):
         parts.conv(256, 3, padding="same", activation="relu"),
         parts.conv(256, 3, padding="same", activation="relu"),
         keras.layers.MaxPooling2D(3, strides=2),
-        keras.layers.Flatten(),
+        *parts.classifier(hidden),
     ]
-    for place, units in enumerate(hidden, start=1):
-        layers += [*parts.drop(place), parts.dense(units)]
-    return keras.Sequential([*layers, parts.head()], name="alexnet")
+    return keras.Sequential(layers, name="alexnet")
 
 
-def alexnet32(
-    dropout=None, rate=(0.1, 0.1, 0.5, 0.5), *, width=32, hidden=(512, 512), **settings
-):
-    """The five convolutions of `alexnet` at the scale of 32 x 32 images.
+def alexnet32(dropout=None, rate=0.5, *, width=32, hidden=(1024,), **common):
+    """`alexnet` for images of 32 x 32, with batch normalisation.
 
-    The first has `width` filters, the others 3, 6, 4 and 4 times as many. Places for
-    dropout are after the first two poolings and before each layer of `hidden`.
+    The first convolution has `width` filters, the others 3, 6, 4 and 4 times as many.
     """
-    parts = _Parts(dropout, rate, 2 + len(hidden), **settings)
-
-    def block(times, *pool):
-        # Batch normalisation behind the pooling has a quarter of the values to read.
-        convolution = parts.conv(times * width, 3, padding="same", use_bias=False)
-        return [convolution, *pool, parts.normalise(), keras.layers.ReLU()]
-
-    layers = [
-        *parts.inputs(),
-        *block(1, keras.layers.MaxPooling2D(2)),
-        *parts.drop(1),
-        *block(3, keras.layers.MaxPooling2D(2)),
-        *parts.drop(2),
-        *block(6),
-        *block(4),
-        *block(4, keras.layers.MaxPooling2D(2)),
-        keras.layers.Flatten(),
-    ]
-    for place, units in enumerate(hidden, start=3):
-        layers += [*parts.drop(place), parts.dense(units)]
-    return keras.Sequential([*layers, parts.head()], name="alexnet32")
+    parts = _Parts(dropout, rate, len(hidden), **common)
+    layers = parts.inputs()
+    for times, pool in [(1, True), (3, True), (6, False), (4, False), (4, True)]:
+        layers.append(parts.conv(times * width, 3, padding="same", use_bias=False))
+        if pool:  # first, for it leaves a quarter of the values to normalise
+            layers.append(keras.layers.MaxPooling2D(2))
+        layers += [parts.normalise(), keras.layers.ReLU()]
+    return keras.Sequential([*layers, *parts.classifier(hidden)], name="alexnet32")
 
 
 def srivastava_cnn(
-    dropout=None, rate=(0.25, 0.25, 0.5, 0.5, 0.5), *, hidden=(2048, 2048), **settings
+    dropout=None, rate=(0.25, 0.25, 0.5, 0.5, 0.5), *, hidden=(2048, 2048), **common
 ):
     """Three convolutions, then dense layers, with dropout after each of them all.
 
@@ -262,8 +243,8 @@ def srivastava_cnn(
     appendix B.2
     """
     filters = (96, 128, 256)
-    settings: dict[str, Any] = {"input_rate": 0.1, "max_norm": 4.0, **settings}
-    parts = _Parts(dropout, rate, len(filters) + len(hidden), **settings)
+    common: dict[str, Any] = {"input_rate": 0.1, "max_norm": 4.0, **common}
+    parts = _Parts(dropout, rate, len(filters) + len(hidden), **common)
     layers = parts.inputs()
     for place, count in enumerate(filters, start=1):
         layers += [

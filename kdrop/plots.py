@@ -12,11 +12,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 Array = np.ndarray
 Names = Sequence[str]
@@ -28,22 +27,12 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
 COLOURS += ["#56B4E9", "#882255", "#999933", "#777777", "#6F4E28"]
 MARKERS = "os^DvP<>Xp"
 TRAINING = (0, (3.5, 1.5))  # dashed: 3.5 line widths on, 1.5 off
-STYLE = {
+STYLE: dict = {
     "font.size": 8,
-    "figure.titlesize": 9,
     "figure.constrained_layout.w_pad": 0.08,
-    "figure.constrained_layout.h_pad": 0.06,
-    "axes.titlesize": 9,
-    "axes.linewidth": 0.6,
     "axes.formatter.useoffset": False,
-    "grid.color": "0.88",
-    "grid.linewidth": 0.4,
-    "lines.linewidth": 1.3,
     "lines.markersize": 4,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "legend.frameon": False,
-    "legend.columnspacing": 1.2,
     "legend.markerscale": 1.3,
     "savefig.dpi": 200,
     "text.parse_math": False,  # a dollar sign in a label is a dollar sign
@@ -59,9 +48,8 @@ def curves(path: Path, histories: Histories) -> None:
     """Draw data loss and accuracy against the epoch, for training and validation.
 
     Args:
-        histories: For each run its columns, all of one length: `epoch`, `data_loss`
-            (nats) and `accuracy` (0 to 1), and if there was a validation part
-            `val_data_loss` and `val_accuracy`. Other columns are not drawn.
+        histories: For each run its columns: `epoch`, `data_loss` (nats), `accuracy`
+            (0 to 1), and with a validation part `val_data_loss` and `val_accuracy`.
     """
     figure = Figure((7.2, 3.3), layout="constrained")
     longest = max(len(history["epoch"]) for history in histories.values())
@@ -71,18 +59,16 @@ def curves(path: Path, histories: Histories) -> None:
         for panel, column in (loss, "data_loss"), (accuracy, "accuracy"):
             for name in column, f"val_{column}":
                 if name in history:
-                    training = name == column
-                    _curve(panel, history, name, training, number, stretch)
-    loss.set(title="Loss on the data", ylabel="Cross-entropy (nats)")
-    accuracy.set(title="Accuracy", ylabel="Correct predictions")
+                    _curve(panel, history, name, name == column, number, stretch)
+    loss.set(title="Loss on the data", xlabel="Epoch", ylabel="Cross-entropy (nats)")
+    accuracy.set(title="Accuracy", xlabel="Epoch", ylabel="Correct predictions")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     last = max(max(history["epoch"]) for history in histories.values())
     accuracy.set_xlim(-0.02 * last, 1.02 * last)
     for panel in loss, accuracy:
-        panel.set_xlabel("Epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        panel.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
         panel.xaxis.set_major_formatter("{x:,.0f}")
-        panel.grid()
+        panel.grid(color="0.88", linewidth=0.4)
         panel.spines[["top", "right"]].set_visible(False)
     low, high = loss.dataLim.intervaly
     if low > 0 and high > 20 * low:
@@ -102,10 +88,9 @@ def curves(path: Path, histories: Histories) -> None:
     figure.savefig(path)
 
 
-def _curve(panel: Axes, history, name, training, number, stretch) -> None:
+def _curve(panel, history, name, training, number, stretch) -> None:
     colour = COLOURS[number % 10]
     epochs, values = (np.asarray(history[column], float) for column in ("epoch", name))
-    values = np.where(np.isfinite(values), values, np.nan)  # a diverged run has gaps
     starts = np.arange(0, len(values), stretch)
     if stretch > 1:
         sizes = np.diff(starts, append=len(values))
@@ -113,15 +98,10 @@ def _curve(panel: Axes, history, name, training, number, stretch) -> None:
         epochs, values = (np.add.reduceat(x, starts) / sizes for x in (epochs, values))
         panel.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
     gap = max(1, len(starts) // 6)
-    panel.plot(
-        epochs,
-        values,
-        color=colour,
-        linestyle=TRAINING if training else "-",
-        marker=MARKERS[number % 10],
-        markerfacecolor="white" if training else colour,
-        markevery=(number * gap // 5 % gap, gap),  # the runs' markers do not coincide
-    )
+    every = (number * gap // 5 % gap, gap)  # the markers of two runs do not coincide
+    face, dashes = ("white", TRAINING) if training else (colour, "-")
+    look = {"color": colour, "linestyle": dashes, "marker": MARKERS[number % 10]}
+    panel.plot(epochs, values, markerfacecolor=face, markevery=every, **look)
 
 
 @matplotlib.rc_context(STYLE)
@@ -139,27 +119,24 @@ def regions(
     columns = 2 if len(runs) == 4 else min(len(runs), 3)
     rows = -(-len(runs) // columns)
     side = (4.6, 3.5, 2.4)[columns - 1]
-    figure = Figure((side * columns, (side + 0.3) * rows + 0.8), layout="compressed")
+    figure = Figure((side * columns, side * rows + 2), layout="constrained")
     margin = 0.05 * np.ptp(points, axis=0)
     low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
     steps = (np.arange(PIXELS, dtype=np.float32) + 0.5) / PIXELS
     plane = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
     plane = low + plane * (high - low)
+    extent = (low[0], high[0], low[1], high[1])
     palette = np.array([to_rgb(colour) for colour in COLOURS])
     shown = np.random.default_rng(0).permutation(len(points))[:SHOWN_POINTS]
     panel = None
-    for number, (name, predict) in enumerate(runs.items()):
-        place = rows, columns, number + 1
-        panel = figure.add_subplot(*place, sharex=panel, sharey=panel)
+    for n, (name, predict) in enumerate(runs.items()):
+        panel = figure.add_subplot(rows, columns, n + 1, sharex=panel, sharey=panel)
         found = np.nan_to_num(predict(plane))  # a diverged run predicts NaN
         chance = 1 / found.shape[1]
         strength = (found.max(axis=1, keepdims=True) - chance) / (1 - chance)
         tint = 1 - palette[found.argmax(axis=1) % 10]
-        panel.imshow(
-            (1 - 0.45 * strength.clip(0, 1) * tint).reshape(PIXELS, PIXELS, 3),
-            extent=(low[0], high[0], low[1], high[1]),
-            origin="lower",
-        )
+        shade = (1 - 0.45 * strength.clip(0, 1) * tint).reshape(PIXELS, PIXELS, 3)
+        panel.imshow(shade, extent=extent, origin="lower", aspect="auto")
         right = np.nan_to_num(predict(points)).argmax(axis=1) == targets
         for correct in True, False:
             for label in range(len(labels)):
@@ -167,28 +144,23 @@ def regions(
                 panel.plot(*points[drawn].T, **_point(label, correct))
         title = _wrap(name, int((side - 0.4) / CHARACTER))
         panel.set_title(f"{title}\naccuracy {right.mean():.1%}")
-        for axis in panel.xaxis, panel.yaxis:
-            axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        below, left = number + columns >= len(runs), number % columns == 0
+        panel.locator_params(nbins=4, steps=[1, 2, 5, 10])
+        below, left = n + columns >= len(runs), n % columns == 0
         panel.tick_params(labelbottom=below, labelleft=left)
         panel.set(xlabel="x" if below else "", ylabel="y" if left else "")
     handles = [Line2D([], [], label=x, **_point(n)) for n, x in enumerate(labels)]
-    wrong = _point(0, correct=False) | {"label": "predicted wrong", "color": "white"}
+    wrong: dict = _point(0, False) | {"label": "predicted wrong", "color": "white"}
     key = f"Points: true class ({len(shown):,} of {len(points):,} shown). "
     key += "Background: predicted class, paler where less certain."
     _legend(figure, [*handles, Line2D([], [], **wrong)], key)
+    _shape(figure, rows, (high - low)[1] / (high - low)[0])
     figure.savefig(path)
 
 
 def _point(label: int, correct: bool = True) -> dict:
-    return {
-        "color": COLOURS[label % 10],
-        "marker": MARKERS[label % 10],
-        "markersize": 2.8 if correct else 4,
-        "markeredgecolor": "white" if correct else "black",
-        "markeredgewidth": 0.25 if correct else 0.8,
-        "linestyle": "none",
-    }
+    size, edge, width = (2.8, "white", 0.25) if correct else (4, "black", 0.8)
+    look = {"color": COLOURS[label % 10], "marker": MARKERS[label % 10], "ls": "none"}
+    return look | {"ms": size, "mec": edge, "mew": width}
 
 
 @matplotlib.rc_context(STYLE)
@@ -204,9 +176,8 @@ def predictions(
     predicted = np.argmax(probabilities, axis=1)
     right = predicted == np.asarray(targets)
     shown = min(len(right), SHOWN_IMAGES)
-    columns = min(shown, 8)
-    rows = -(-shown // columns)
-    figure = Figure((max(0.9 * columns, 4.6), 1.4 * rows + 0.5), layout="constrained")
+    columns, rows = min(shown, 8), -(-shown // 8)
+    figure = Figure((max(0.9 * columns, 5.6), 1.4 * rows + 0.5), layout="constrained")
     for n in range(shown):
         panel = figure.add_subplot(rows, columns, n + 1, xticks=[], yticks=[])
         panel.imshow(np.squeeze(images[n]), cmap="gray", vmin=0, vmax=255)
@@ -215,10 +186,9 @@ def predictions(
         panel.set_title(f"{guess}\n{mark} {np.max(probabilities[n]):.0%}", fontsize=8)
         panel.spines[:].set(color=frame, linewidth=0.6 if right[n] else 2.5)
         panel.set_xlabel("" if right[n] else truth)
-    part = f"{right[:shown].sum()} of these {shown} images predicted right"
-    whole = f"; {right.mean():.1%} of all {len(right):,}" if shown < len(right) else ""
+    part = f"Predicted right: {right[:shown].sum()} of the {shown} shown"
     key = "Above: predicted label and its probability. Below, where wrong: true label."
-    figure.suptitle(f"{part}{whole}\n{key}")
+    figure.suptitle(f"{part}, {right.mean():.1%} of all {len(right):,}\n{key}")
     figure.savefig(path)
 
 
@@ -233,9 +203,9 @@ def confusion(path: Path, targets: Array, predicted: Array, labels: Names) -> No
     names = [_wrap(label, 18) for label in labels]
     breadth = CHARACTER * max(len(line) for name in names for line in name.split("\n"))
     side = max(0.45 * classes, 2.2)
-    figure = Figure((side + breadth + 1, side + breadth + 1), layout="compressed")
+    figure = Figure((side + breadth + 1, side + breadth + 1), layout="constrained")
     panel = figure.add_subplot()
-    cells = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    cells = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, column in np.argwhere(counts):
         share = percent[row, column]
         # WCAG's luminance: below 0.18, white has the higher contrast.
@@ -247,16 +217,25 @@ def confusion(path: Path, targets: Array, predicted: Array, labels: Names) -> No
     panel.set_xticks(range(classes), names, rotation=90 if upright else 0)
     sizes = [f"{name} ({n:,})" for name, n in zip(names, examples, strict=True)]
     panel.set_yticks(range(classes), sizes)
-    panel.tick_params(length=0)
     panel.set(xlabel="Predicted class", ylabel="True class (number of examples)")
     correct, total = np.trace(counts), counts.sum()
     score = f"Accuracy {correct / total:.1%} ({correct:,} of {total:,})"
     panel.set_title(f"{score}\nCells: percent of the true class")
+    _shape(figure, rows=1, ratio=1)
     figure.savefig(path)
 
 
 def _wrap(text: str, width: int, lines: int = 2) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder="…")
+
+
+def _shape(figure: Figure, rows: int, ratio: float) -> None:
+    """Make the figure so high that its panels are `ratio` times as high as wide."""
+    # An equal aspect would shrink them after the layout, and titles would be cut.
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_window_extent()
+    growth = rows * (ratio * box.width - box.height) / figure.dpi
+    figure.set_figheight(figure.get_figheight() + growth)
 
 
 def _legend(figure: Figure, handles: list[Line2D], title: str) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 from rich.console import Console
@@ -80,14 +81,23 @@ class Recorder(keras.callbacks.Callback):
         self.console = console
         self.name = name
 
-    def begin(self, epochs: int, stride: int, history: History, unfinished: Unfinished):
+    def begin(
+        self,
+        epochs: int,
+        stride: int,
+        steps: int,
+        history: History,
+        unfinished: Unfinished,
+    ):
         """Start anew, or after the epochs that `history` holds.
 
         Args:
             epochs: Passes over the training set in all.
             stride: Passes from one report to the next.
+            steps: Training steps from one report to the next.
         """
-        self.epochs, self.stride, self.unfinished = epochs, stride, unfinished
+        self.epochs, self.stride, self.steps = epochs, stride, steps
+        self.unfinished = unfinished
         self.history = {name: list(values) for name, values in history.items()}
         self.done = int(self.history["epoch"][-1]) if self.history else 0
         self.resumed_at = self.done
@@ -108,10 +118,10 @@ class Recorder(keras.callbacks.Callback):
         self.bar.start()
 
     def on_train_batch_end(self, batch, logs=None):
-        part = (batch + 1) / self.params["steps"]
+        part = (batch + 1) / self.steps
         self.bar.update(self.task, completed=self.done + part * self.stride)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs: Any = None):
         now = time.perf_counter()
         self.done += self.stride
         row = {"epoch": self.done, "loss": logs["loss"], "data_loss": logs["data_loss"]}

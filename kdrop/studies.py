@@ -7,16 +7,18 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from kdrop import plots
-from kdrop.data import Data
+from kdrop.data import BadInput, Data
 from kdrop.experiment import Experiment, Run, load_data, settings_of, train
 from kdrop.export import check_writable, export
 from kdrop.progress import Recorder, Unfinished
 
 UNFINISHED = ".unfinished"  # a folder that no model server reads
+PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ def compare(
     Returns:
         The exported folders, one for each experiment.
     """
+    if seeds < 1:
+        raise BadInput(f"The number of seeds is {seeds}, but must be at least 1.")
+    if name is not None and (Path(name).name != name or name.startswith(".")):
+        raise BadInput(f"The name {name!r} is not the plain name of a folder.")
     check_writable(output)
     data = load_data(experiments[0], data_dir)
     compared, kept = [], []
@@ -95,22 +101,31 @@ def compare(
 def table(compared: Sequence[Compared]) -> Table:
     """One row for each experiment: accuracy and loss at inference, over its seeds."""
     seeds = len(compared[0].runs)
-    of = f", mean and standard deviation over {seeds} seeds" if seeds > 1 else ""
-    shown = Table(title=f"{compared[0].best.experiment.data}, at inference{of}")
+    of = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+    shown = Table(
+        title=f"{compared[0].best.experiment.data}, at inference{of}",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     shown.add_column("dropout", no_wrap=True)
     metrics = compared[0].runs[0].metrics
-    parts = [p for p in ("train", "validation", "test") if f"{p}_loss" in metrics]
-    columns = [f"{part}_{kind}" for kind in ("accuracy", "loss") for part in parts]
-    for column in columns:
-        shown.add_column(column.replace("_", "\n"), justify="right")
-    shown.add_column("train - test\naccuracy", justify="right")
-    shown.add_column("seconds", justify="right")
+    parts = [part for part in PART_NAMES if f"{part}_loss" in metrics]
+    for heading in ("accuracy %", "loss"):
+        for part in parts:
+            shown.add_column(
+                f"{PART_NAMES[part]}\n{heading}", justify="right", no_wrap=True
+            )
+    shown.add_column("train - test\naccuracy", justify="right", no_wrap=True)
+    shown.add_column("\nseconds", justify="right", no_wrap=True)
     for each in compared:
         found = [run.metrics for run in each.runs]
         shown.add_row(
             each.name,
-            *(_spread([m[column] for m in found], 3) for column in columns),
-            _spread([m["train_accuracy"] - m["test_accuracy"] for m in found], 3),
+            *(_spread([100 * m[f"{p}_accuracy"] for m in found], 1) for p in parts),
+            *(_spread([m[f"{p}_loss"] for m in found], 3) for p in parts),
+            _spread(
+                [100 * (m["train_accuracy"] - m["test_accuracy"]) for m in found], 1
+            ),
             _spread([m["seconds"] for m in found], 0),
         )
     return shown

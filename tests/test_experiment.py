@@ -1,0 +1,201 @@
+"""One run: settings, training, keeping and resuming."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kdrop import experiment as module
+from kdrop.data import BadInput
+from kdrop.experiment import Experiment, build, load_data, train
+from kdrop.progress import Recorder, Unfinished
+
+SMALL = Experiment(train_size=300, epochs=6, batch_size=50, hidden=(16,))
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends the run at an epoch, as a kill would."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def each_epoch_is_reported_and_saved(monkeypatch):
+    monkeypatch.setattr(module, "REPORT_STEPS", 1)
+    monkeypatch.setattr("kdrop.progress.SAVE_SECONDS", 0)
+
+
+def run(settings, folder, resume=False, callbacks=(), console=None):
+    recorder = Recorder(console or Console(quiet=True), settings.dropout)
+    unfinished = Unfinished(folder, resume)
+    return train(settings, load_data(settings), unfinished, recorder, callbacks)
+
+
+@pytest.mark.parametrize("dropout", ["none", "InvertedDropout", "VanillaDropout"])
+def test_a_stopped_run_goes_on_to_the_same_result(dropout, tmp_path):
+    settings = dataclasses.replace(SMALL, dropout=dropout)
+    whole = run(settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "stopped", callbacks=[Stop(4)])
+    resumed = run(settings, tmp_path / "stopped", resume=True)
+    for a, b in zip(
+        whole.model.get_weights(), resumed.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert whole.history["epoch"] == [1, 2, 3, 4, 5, 6]
+    for name in set(whole.history) - {"seconds"}:
+        assert whole.history[name] == resumed.history[name]
+    assert np.all(np.diff(resumed.history["seconds"]) > 0)
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    whole = run(SMALL, tmp_path / "run")
+    again = run(SMALL, tmp_path / "run", resume=True)
+    assert again.history == whole.history
+    assert again.metrics == whole.metrics
+
+
+def test_a_kill_while_saving_leaves_the_epoch_before(tmp_path, monkeypatch):
+    save = keras.Model.save
+    saved = []
+
+    def killed(model, path, **kwargs):
+        save(model, path, **kwargs)
+        saved.append(path)
+        if len(saved) == 4:
+            Path(path).write_bytes(Path(path).read_bytes()[:1000])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, tmp_path / "run")
+    model, history = Unfinished(tmp_path / "run", resume=True).load()
+    assert history["epoch"] == [1, 2, 3]
+    assert int(model.optimizer.iterations) == 3 * 5
+
+
+def test_a_damaged_checkpoint_is_one_sentence_and_is_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, tmp_path / "run", callbacks=[Stop(3)])
+    (saved,) = (tmp_path / "run").glob("*.keras")
+    saved.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(BadInput, match="cannot be read") as refusal:
+        run(SMALL, tmp_path / "run", resume=True)
+    assert str(saved) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert saved.stat().st_size == 1000
+
+
+def test_lines_tell_the_parts_of_the_loss(tmp_path, capsys):
+    settings = dataclasses.replace(SMALL, l2=1e-2)
+    finished = run(settings, tmp_path / "run", console=Console(width=200))
+    lines = capsys.readouterr().out.splitlines()
+    form = re.compile(
+        r"InvertedDropout  epoch (\d)/6  loss (\S+) = data (\S+) \+ reg (\S+)"
+        r"  accuracy (\S+)  val (\S+)  lr (\S+)  \d+ s left"
+    )
+    for epoch, line in enumerate(lines, start=1):
+        number, loss, data, penalty, accuracy, *_ = form.fullmatch(line).groups()
+        assert int(number) == epoch
+        assert float(loss) == pytest.approx(float(data) + float(penalty), abs=0.0011)
+    assert len(lines) == 6 and float(penalty) > 0
+    # The penalty is that of the weights, which Keras adds up at the last step.
+    weights = finished.model.layers[1].get_weights()
+    expected = 1e-2 * sum(np.sum(w**2) for w in weights)
+    assert float(penalty) == pytest.approx(expected, rel=0.1)
+
+
+def test_metrics_are_those_at_inference(tmp_path):
+    finished = run(SMALL, tmp_path / "run")
+    data = load_data(SMALL)
+    for part in ("train", "validation", "test"):
+        inputs, targets = getattr(data, part)
+        probabilities = finished.model.predict(inputs, verbose=0)
+        right = probabilities[np.arange(len(targets)), targets]
+        accuracy = np.mean(probabilities.argmax(1) == targets)
+        assert finished.metrics[f"{part}_accuracy"] == pytest.approx(accuracy)
+        loss = -np.log(right).mean()
+        assert finished.metrics[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_inputs_are_standardised_to_the_training_part():
+    data = load_data(SMALL)
+    standardise = build(SMALL, data).get_layer("standardise")
+    seen = standardise(data.train.inputs).numpy()
+    np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(seen.std(axis=0), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decay", [None, 0.1])
+def test_the_learning_rate_decays(decay):
+    settings = dataclasses.replace(SMALL, decay=decay, learning_rate=0.01)
+    schedule = build(settings, load_data(settings)).optimizer._learning_rate
+    steps = 6 * 5
+    for step in (0, 7, steps):
+        cosine = 0.01 * (1 + np.cos(np.pi * step / steps)) / 2
+        expected = cosine if decay is None else 0.01 / (1 + 0.1 * step)
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
+
+
+def test_rates_go_to_their_places():
+    settings = dataclasses.replace(SMALL, hidden=(8, 8), rate=(0.1, 0.4))
+    model = build(settings, load_data(settings))
+    assert [model.get_layer(f"drop_{i}").rate for i in (1, 2)] == [0.1, 0.4]
+    settings = dataclasses.replace(settings, rate=(0.1, 0.2, 0.3), input_rate=0.2)
+    with pytest.raises(BadInput, match="2 places"):
+        build(settings, load_data(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"data": "cifar"}, "no data set 'cifar': did you mean cifar10"),
+        ({"dropout": "InvertDropout"}, "did you mean InvertedDropout"),
+        ({"model": "alexnet_32"}, "did you mean alexnet32"),
+        ({"rate": (0.5, 1.0)}, r"rate is 1.0, but must be in \[0, 1\)"),
+        ({"rate": (float("nan"),)}, "rate is nan"),
+        ({"input_rate": -0.1}, "input rate is -0.1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -5}, "batch_size is -5"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"l2": -1.0}, "l2 is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, told):
+    with pytest.raises(BadInput, match=told) as refusal:
+        Experiment(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_help_tells_the_data_sets_own_settings():
+    source = Path(module.__file__).read_text()
+    for name in module.DEFAULTS["spiral"]:
+        comment = re.search(rf"^    {name}: .*# .*own: (.*)$", source, re.M)[1]
+        for own, told in zip(
+            module.DEFAULTS.values(), comment.split(", "), strict=True
+        ):
+            value = own[name]
+            if isinstance(value, bool):
+                assert told == ("yes" if value else "no")
+            elif isinstance(value, str):
+                assert told == value
+            else:
+                assert float(told) == value
+
+
+def test_keys_tell_settings_apart():
+    one = Experiment(data="spiral")
+    assert one.key() == dataclasses.replace(one, epochs=500).key()  # the set's own
+    assert one.key() != dataclasses.replace(one, rate=(0.2,)).key()
+    assert one.slug() == "spiral-inverted-dropout"
+    assert Experiment(data="cifar10", dropout="none").slug() == "cifar10-none"

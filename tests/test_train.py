@@ -1,0 +1,195 @@
+"""The command line, as a user runs it."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kdrop import studies
+from kdrop.experiment import Experiment, Run
+from kdrop.models import MODELS
+
+SCRIPT = Path(__file__).parent.parent / "train.py"
+QUICK = "--train-size 300 --batch-size 50 --hidden 16 --epochs 4".split()
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Runs the script in this process and returns its exit code."""
+    spec = importlib.util.spec_from_file_location("train", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train", module)  # where options find their help
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        return module.main()
+
+    return run
+
+
+def started(*arguments, cwd):
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_three_runs_side_by_side(train, tmp_path, capsys):
+    assert train(*QUICK, "--seeds", 2) == 0
+    told = capsys.readouterr().out
+    for kind in ("none", "InvertedDropout", "VanillaDropout"):
+        assert f"{kind} seed 1  epoch 4/4" in told
+        (row,) = re.findall(rf"^ *{kind}  .*±.*", told, re.MULTILINE)
+        assert (
+            len(re.findall(r"\d+\.\d ± \d+\.\d", row)) == 4
+        )  # accuracies, and the gap
+        assert len(re.findall(r"\d\.\d{3} ± \d\.\d{3}", row)) == 3  # losses
+    assert "mean ± standard deviation of 2 seeds" in told
+    for slug in ("spiral-none", "spiral-inverted-dropout", "spiral-vanilla-dropout"):
+        path = tmp_path / "saved_models" / slug / "1"
+        assert {"curves.png", "regions.png", "saved_model.pb", "model.keras"} < {
+            p.name for p in path.iterdir()
+        }
+        record = json.loads((path / "experiment.json").read_text())
+        assert set(record["seeds"]) == {"0", "1"}
+        best = max(m["validation_accuracy"] for m in record["seeds"].values())
+        assert record["metrics"]["validation_accuracy"] == best
+        with open(path / "history.csv") as file:
+            assert list(csv.DictReader(file))[-1]["epoch"] == "4"
+    # Nothing unfinished is left behind.
+    assert not list((tmp_path / "saved_models").glob(".unfinished/*"))
+
+
+def test_one_run_and_its_name(train, tmp_path):
+    for version in (1, 2):
+        assert train(*QUICK, "--dropout", "VanillaDropout", "--name", "mine") == 0
+        assert (tmp_path / "saved_models" / "mine" / str(version)).is_dir()
+    assert [p.name for p in (tmp_path / "saved_models").glob("[!.]*")] == ["mine"]
+
+
+def test_a_tensorboard_log_is_one_option_away(train, tmp_path):
+    assert train(*QUICK, "--dropout", "none", "--tensorboard", "logs") == 0
+    assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["spirl"], "did you mean spiral"),
+        (["--dropout", "InvertedDropuot"], "did you mean InvertedDropout"),
+        (["--rate", "1.5"], "rate is 1.5, but must be in [0, 1)"),
+        (["--rate", "0.1", "0.2", "0.3"], "2 places"),
+        (["--train-size", "4000"], "train size is 4000"),
+        (["--train-size", "3"], "at least one of each"),
+        (["cifar10", "--data-dir", "nowhere"], "nowhere"),
+        (["--output", "file/models"], "file/models cannot be written"),
+        (["--model", "alexnet"], "alexnet"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--name", "../mine"], "../mine"),
+    ],
+)
+def test_bad_input_is_one_sentence(train, tmp_path, capsys, arguments, told):
+    (tmp_path / "file").write_text("")
+    assert train(*arguments) == 2
+    printed = capsys.readouterr()
+    assert told in printed.err
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err + printed.out
+    assert not list((tmp_path / "saved_models").glob("*/[0-9]*"))
+
+
+def test_unreadable_options_end_with_2(train):
+    with pytest.raises(SystemExit) as end:
+        train("--epochs", "many")
+    assert end.value.code == 2
+
+
+def wait_for(path, pattern, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not list(path.glob(pattern)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+LONG = [
+    *("--dropout", "InvertedDropout", "--hidden", "256", "256"),
+    *("--train-size", "3000", "--epochs", "150", "--seed", "4"),
+]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    whole = started(*LONG, "--output", "whole", cwd=tmp_path)
+    killed = started(*LONG, cwd=tmp_path)
+    wait_for(tmp_path, "saved_models/.unfinished/*/epoch-*.keras", killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not list(tmp_path.glob("saved_models/*/1"))
+    resumed = started(*LONG, "--resume", cwd=tmp_path)
+    told, error = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, error
+    assert "epoch  10/150" not in told  # it did not start anew
+    assert "epoch 150/150" in told
+    whole.communicate(timeout=200)
+    assert whole.returncode == 0
+    models = [
+        keras.models.load_model(
+            tmp_path / folder / "spiral-inverted-dropout" / "1" / "model.keras"
+        )
+        for folder in ("whole", "saved_models")
+    ]
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_ctrl_c_stops_cleanly(tmp_path):
+    process = started(*LONG, "--epochs", "100000", cwd=tmp_path)
+    wait_for(tmp_path, "saved_models/.unfinished/*/epoch-*.keras", process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in error and "Traceback" not in error
+    assert not list(tmp_path.glob("saved_models/*/1"))
+
+
+def test_the_best_of_the_seeds_is_the_one_with_the_best_validation():
+    def run(accuracy, loss):
+        metrics = {"validation_accuracy": accuracy, "validation_loss": loss}
+        return Run(Experiment(), None, {}, {**metrics, "train_accuracy": 1 - accuracy})
+
+    runs = [run(0.8, 0.5), run(0.9, 0.7), run(0.9, 0.6), run(0.7, 0.1)]
+    assert studies.Compared(runs).best is runs[2]
+    # Without a validation part it is the training part that decides.
+    alone = [
+        Run(Experiment(), None, {}, {"train_accuracy": a, "train_loss": 0.0})
+        for a in (0.5, 0.7)
+    ]
+    assert studies.Compared(alone).best is alone[1]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_can_be_asked_for(name):
+    assert Experiment(data="cifar10", model=name).resolved().model == name
+
+
+def test_a_real_cifar_run(train, tmp_path, cifar10_folder, capsys):
+    arguments = "cifar10 --train-size 200 --epochs 1 --dropout VanillaDropout".split()
+    assert train(*arguments, "--data-dir", cifar10_folder) == 0
+    path = tmp_path / "saved_models" / "cifar10-vanilla-dropout" / "1"
+    assert {"predictions.png", "confusion.png", "curves.png"} < {
+        p.name for p in path.iterdir()
+    }
+    assert (path / "assets" / "labels.txt").read_text().split()[0] == "airplane"
+    assert os.listdir(path / "assets.extra")
