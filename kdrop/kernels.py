@@ -29,7 +29,7 @@ def threshold(rate):
 def kept(draw, dtype):
     """The fraction that a draw keeps, `1 - rate`, as a scalar of a float dtype."""
     # The complement first: in float32, 1 - threshold / 2^32 loses a high rate's digits.
-    complement = ops.bitwise_xor(ops.cast(draw[3], "uint32"), 0xFFFFFFFF)
+    complement = ops.bitwise_not(ops.cast(draw[3], "uint32"))
     return (ops.cast(complement, dtype) + 1) * 2.0**-32
 
 

@@ -32,10 +32,8 @@ class NormPenalty(keras.regularizers.L1L2):
     """Penalty on the L1 norm and the Euclidean norm, not its square, of a parameter.
 
     Args:
-        coefficient: Weight of both norms. The gradient of the Euclidean norm has this
-            length however small the parameter is; where all of it is zero, it is 0.
-        l1: Weight of the absolute values, added to that.
-        l2: Weight of the squares, added to that.
+        coefficient: Weight of both. At an all-zero parameter their gradient is 0.
+        l1, l2: Weights of the absolute and the squared values, added to that.
     """
 
     def __init__(self, coefficient, l1=0.0, l2=0.0):
@@ -45,8 +43,7 @@ class NormPenalty(keras.regularizers.L1L2):
     def __call__(self, x):
         square = ops.sum(ops.square(x))
         # The root has an infinite slope at 0, and 0 * inf would be a NaN.
-        root = ops.sqrt(ops.where(square > 0, square, 1.0))
-        norm = ops.where(square > 0, root, 0.0)
+        norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)), 0.0)
         return super().__call__(x) + self.coefficient * (ops.sum(ops.abs(x)) + norm)
 
     def get_config(self):
@@ -70,8 +67,9 @@ class _Parts:
     seed: int | None = None
 
     def __post_init__(self):
-        single = isinstance(self.rate, Real)
-        rates = [self.rate] * self.places if single else [*self.rate]
+        rates = (
+            [self.rate] * self.places if isinstance(self.rate, Real) else [*self.rate]
+        )
         if len(rates) != self.places:
             raise ValueError(
                 f"`rate` must be one number, or one for each of this network's "
@@ -99,15 +97,15 @@ class _Parts:
         """A list of one layer or none; a place is a number from 1 or "input"."""
         if self.dropout is None:
             return []
-        name = f"drop_{place}"
-        return [self.dropout(self.rates[place], seed=self.seed, name=name)]
+        return [self.dropout(self.rates[place], seed=self.seed, name=f"drop_{place}")]
 
     def dense(self, units):
-        return keras.layers.Dense(units, activation="relu", **self._weights(axis=0))
+        return keras.layers.Dense(units, activation="relu", **self._weights(0))
 
     def conv(self, filters, size, **arguments):
-        weights = self._weights(axis=[0, 1, 2])
-        return keras.layers.Conv2D(filters, size, **weights, **arguments)
+        return keras.layers.Conv2D(
+            filters, size, **self._weights([0, 1, 2]), **arguments
+        )
 
     def _weights(self, axis):
         penalty = self._penalty(self.l1, self.l2)
@@ -131,13 +129,6 @@ class _Parts:
         return keras.layers.BatchNormalization(
             gamma_regularizer=penalty, beta_regularizer=penalty
         )
-
-    def classifier(self, hidden):
-        """Dropout before each dense layer, as in AlexNet."""
-        layers = [keras.layers.Flatten()]
-        for place, units in enumerate(hidden, start=1):
-            layers += [*self.drop(place), self.dense(units)]
-        return [*layers, self.head()]
 
     def head(self):
         return keras.layers.Dense(
@@ -186,9 +177,8 @@ def concat_mlp(
         for layer in [parts.dense(units), *parts.drop(place)]:
             outputs = layer(outputs)
         seen.append(outputs)
-    if len(seen) > 1:
-        outputs = keras.layers.Concatenate()(seen)
-    return keras.Model(inputs, parts.head()(outputs), name="concat_mlp")
+    outputs = parts.head()(keras.layers.Concatenate()(seen))
+    return keras.Model(inputs, outputs, name="concat_mlp")
 
 
 def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
@@ -212,24 +202,31 @@ def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
         parts.conv(256, 3, padding="same", activation="relu"),
         parts.conv(256, 3, padding="same", activation="relu"),
         keras.layers.MaxPooling2D(3, strides=2),
-        *parts.classifier(hidden),
+        keras.layers.Flatten(),
     ]
-    return keras.Sequential(layers, name="alexnet")
+    for place, units in enumerate(hidden, start=1):
+        layers += [*parts.drop(place), parts.dense(units)]
+    return keras.Sequential([*layers, parts.head()], name="alexnet")
 
 
 def alexnet32(dropout=None, rate=0.5, *, width=32, hidden=(1024,), **common):
-    """`alexnet` for images of 32 x 32, with batch normalisation.
+    """`alexnet` at the scale of 32 x 32 images, with batch normalisation.
 
     The first convolution has `width` filters, the others 3, 6, 4 and 4 times as many.
+    Dropout stands before each dense layer, the output layer included.
     """
-    parts = _Parts(dropout, rate, len(hidden), **common)
+    parts = _Parts(dropout, rate, len(hidden) + 1, **common)
     layers = parts.inputs()
     for times, pool in [(1, True), (3, True), (6, False), (4, False), (4, True)]:
         layers.append(parts.conv(times * width, 3, padding="same", use_bias=False))
         if pool:  # first, for it leaves a quarter of the values to normalise
             layers.append(keras.layers.MaxPooling2D(2))
         layers += [parts.normalise(), keras.layers.ReLU()]
-    return keras.Sequential([*layers, *parts.classifier(hidden)], name="alexnet32")
+    layers.append(keras.layers.Flatten())
+    for place, units in enumerate(hidden, start=1):
+        layers += [*parts.drop(place), parts.dense(units)]
+    layers += [*parts.drop(parts.places), parts.head()]
+    return keras.Sequential(layers, name="alexnet32")
 
 
 def srivastava_cnn(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from keras.src import layers as keras_layers
 from keras.src.layers.regularization import dropout_test
 
 import kdrop
-from kdrop import InvertedDropout, VanillaDropout
+from kdrop import InvertedDropout, VanillaDropout, bits
 
 FAMILY = [InvertedDropout, VanillaDropout]
 every_layer = pytest.mark.parametrize("layer_class", FAMILY)
@@ -67,6 +68,20 @@ def test_same_mask_in_eager_graph_and_xla(layer_class):
         mask = dropped(eager, shape)
         np.testing.assert_array_equal(mask, in_graph(tf.ones(shape)).numpy() == 0)
         np.testing.assert_array_equal(mask, in_xla(tf.ones(shape)).numpy() == 0)
+
+
+@every_layer
+def test_the_mask_compares_words_with_the_threshold(layer_class):
+    layer = layer_class(0.3, seed=7, name="drop")
+    rows = np.stack([np.arange(64), np.zeros(64)], axis=1).astype("uint32")
+    salt = zlib.crc32(b"drop")
+    for draw in range(3):
+        numbers = (np.uint32(n) for n in (7, salt, draw))
+        words = bits.words(
+            bits.fold(*map(tf.constant, numbers)), tf.constant(rows), 256
+        )
+        expected = words.numpy() < round(0.3 * 2**32)
+        np.testing.assert_array_equal(dropped(layer), expected)
 
 
 @every_layer

@@ -16,7 +16,7 @@ SMALL = {  # every builder at a size that trains in a moment
     "srivastava_cnn": dict(hidden=(16, 12)),
 }
 QUICK = [name for name in SMALL if name != "alexnet"]
-EVERY_RATE = {"alexnet32": 4, "srivastava_cnn": 5}  # two in all the others
+EVERY_RATE = {"alexnet32": 3, "srivastava_cnn": 5}  # two in all the others
 
 
 def build(name, *args, **settings):
@@ -108,6 +108,22 @@ def test_alexnet_resizes_images_of_another_size():
     expected = large.predict(resized, verbose=0)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-6)
     assert len(np.unique(outputs, axis=0)) == 4
+
+
+def test_alexnet32_layers():
+    model = models.alexnet32(keras.layers.Dropout, width=8, hidden=(40, 30))
+    convolutions = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
+    assert [x.output.shape[1:] for x in convolutions] == [
+        (32, 32, 8),
+        (16, 16, 24),
+        (8, 8, 48),
+        (8, 8, 32),
+        (8, 8, 32),
+    ]
+    start = kinds(model).index("Flatten")
+    assert model.layers[start].output.shape == (None, 512)
+    classifier = ["Dropout", "Dense", "Dropout", "Dense", "Dropout", "Dense"]
+    assert kinds(model)[start + 1 :] == classifier
 
 
 def test_srivastava_cnn_layers():

@@ -99,7 +99,7 @@ class Draws(keras.Layer):
 
     def next(self):
         """The vector `[seed, salt, number, threshold, offset]` of a new draw."""
-        state = ops.convert_to_tensor(self.generator.state)
+        state = self.generator.state * 1  # a copy, from before the assignment below
         if self._clock is not None:
             number = state[4] + ops.cast(self._clock(), state.dtype)
             state = ops.stack([state[0], state[1], number, state[3], state[4]])
