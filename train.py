@@ -8,20 +8,27 @@ python train.py --resume                   # go on after a stop
 """
 
 import os
+import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-# Before TensorFlow is imported: its start would fill the screen.
+# Until the work begins there is nothing to stop cleanly, and TensorFlow's start writes
+# to the terminal whatever its log level is.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(nowhere, 2)
+try:
+    import tyro
+    from rich.console import Console
 
-import tyro
-from rich.console import Console
-
-from kdrop.data import BadInput
-from kdrop.experiment import Experiment
-from kdrop.studies import compare
+    from kdrop.data import BadInput
+    from kdrop.experiment import Experiment
+    from kdrop.studies import compare
+finally:
+    os.dup2(terminal, 2)
 
 DESCRIPTION = "Train networks with dropout, see what it does, keep SavedModels."
 SIDE_BY_SIDE = ("none", "InvertedDropout", "VanillaDropout")
@@ -46,6 +53,7 @@ class Command(Experiment):
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = tyro.cli(Command, description=DESCRIPTION)
     console = Console(width=None if sys.stdout.isatty() else 132)
     settings: dict[str, Any] = {
@@ -66,6 +74,9 @@ def main() -> int:
         )
     except BadInput as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, say
+        print(f"train.py: {error}; --resume goes on from there", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command with --resume goes on.", file=sys.stderr)

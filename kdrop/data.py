@@ -5,6 +5,7 @@ import difflib
 import os
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 2.0
 
 
 class BadInput(ValueError):
@@ -122,14 +123,24 @@ def mnist(
     return _images("mnist", host, train_size, validation, seed, folder)
 
 
+SETS = {"spiral": spiral, "cifar10": cifar10, "mnist": mnist}
+
+
 def load(name: str, **settings) -> Data:
     """The data set called `name`, with the settings that its function takes."""
-    sets = {"spiral": spiral, "cifar10": cifar10, "mnist": mnist}
-    if name not in sets:
-        near = difflib.get_close_matches(name, sets, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sets)}."
-        raise BadInput(f"There is no data set {name!r}: {hint}")
-    return sets[name](**settings)
+    check_choice("data set", name, SETS)
+    return SETS[name](**settings)
+
+
+def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
+    """Raise `BadInput`, with the nearest choice, if the name is not one of them."""
+    choices = list(choices)
+    if name in choices:
+        return
+    lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]}?" if near else f"take {', '.join(choices)}."
+    raise BadInput(f"There is no {kind} {name!r}: {hint}")
 
 
 def _proportional(targets, rng):

@@ -2,7 +2,7 @@
 
 import keras
 
-from kdrop.layers.base import sampling
+from kdrop.layers.base import Drop, sampling
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -17,6 +17,9 @@ class Sampler(keras.Model):
 
     Input and output shapes: the model's.
 
+    Raises:
+        ValueError: At the call, if the model has no drop layer.
+
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4
     """
 
@@ -25,6 +28,10 @@ class Sampler(keras.Model):
         self.model = model
 
     def call(self, inputs):
+        if not any(isinstance(layer, Drop) for layer in self.model._flatten_layers()):
+            raise ValueError(
+                f"Model {self.model.name!r} has no drop layer of kdrop to sample."
+            )
         token = sampling.set(True)
         try:
             return self.model(inputs, training=False)

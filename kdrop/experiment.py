@@ -1,12 +1,11 @@
 """One training run: its settings, and how it is trained, kept and evaluated."""
 
-import difflib
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from kdrop import layers
-from kdrop.data import BadInput, Data, Part, load
+from kdrop.data import SETS, BadInput, Data, Part, check_choice, load
 from kdrop.models import MODELS
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
@@ -25,51 +24,67 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run, told in full. What is `None` is the data set's own."""
+    """One training run, told in full."""
 
     data: str = "spiral"  # spiral, cifar10 or mnist
     dropout: str = "InvertedDropout"  # a layer of kdrop, or none
-    rate: tuple[float, ...] | None = None  # one, or one a place; own: the network's
-    input_rate: float | None = None  # fraction of inputs to drop; own: the network's
-    model: str | None = None  # own: spiral_mlp, alexnet32, mnist_mlp
-    hidden: tuple[int, ...] | None = None  # dense widths; own: the network's
-    train_size: int | None = None  # with the validation part; own: 3000, 5000, 60000
-    validation: float | None = None  # fraction to validate on; own: 0.2, 0.1, 0.1
-    augment: bool | None = None  # shift and mirror images; own: no, yes, no
-    epochs: int | None = None  # passes over the training set; own: 500, 40, 20
-    batch_size: int | None = None  # examples in a step; own: 300, 128, 128
-    learning_rate: float | None = None  # Adam's first; own: 0.005, 0.001, 0.001
-    decay: float | None = None  # rate / (1 + decay * step); own: a cosine to 0
+    # One for all drop layers, or one for each; by default the network's.
+    rate: tuple[float, ...] | None = None
+    # Fraction of the inputs to drop; by default the network's.
+    input_rate: float | None = None
+    # spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32 or srivastava_cnn;
+    # by default spiral: spiral_mlp, cifar10: alexnet32, mnist: mnist_mlp
+    model: str | None = None
+    # Widths of the dense layers; by default the network's.
+    hidden: tuple[int, ...] | None = None
+    # Examples, those to validate on included;
+    # by default spiral: 3000, cifar10: 5000, mnist: 60000
+    train_size: int | None = None
+    # Fraction of them to validate on; by default spiral: 0.2, cifar10: 0.1, mnist: 0.1
+    validation: float | None = None
+    # Mirror and shift images; by default spiral: no, cifar10: yes, mnist: no
+    augment: bool | None = None
+    # Passes over the training set; by default spiral: 500, cifar10: 40, mnist: 20
+    epochs: int | None = None
+    # Examples in a step; by default spiral: 300, cifar10: 64, mnist: 128
+    batch_size: int | None = None
+    # Adam's, at the start; by default spiral: 0.005, cifar10: 0.001, mnist: 0.001
+    learning_rate: float | None = None
+    # Learning rate / (1 + decay * step); by default a cosine to 0.
+    decay: float | None = None
     l1: float = 0.0  # weight of the hidden layers' absolute weights and biases
-    l2: float | None = None  # weight of their squares; own: 0, 0, 0
-    max_norm: float | None = None  # bound of a hidden unit's weights; own: none
+    l2: float = 0.0  # weight of their squares
+    # Bound of the length of a hidden unit's weights; by default the network's.
+    max_norm: float | None = None
     norm_penalty: float = 0.0  # weight of the L1 and L2 norms of every parameter
     jit_compile: bool = False  # compile the training step with XLA
     seed: int = 0  # of initial weights, shuffling and masks
     data_seed: int = 0  # of the examples chosen: the same for all runs
 
     def __post_init__(self):
-        _check_choice("data set", self.data, DEFAULTS)
-        _check_choice("layer", self.dropout, ["none", *layers.__all__])
+        check_choice("data set", self.data, SETS)
+        check_choice("layer", self.dropout, ["none", *layers.__all__])
         if self.model is not None:
-            _check_choice("model", self.model, MODELS)
-        rates = {"rate": self.rate or (), "input rate": (self.input_rate or 0.0,)}
+            check_choice("model", self.model, MODELS)
+        rates = {"rate": self.rate or (), "input_rate": (self.input_rate or 0.0,)}
         for name, values in rates.items():
             for value in values:
                 if not 0 <= value < 1:
-                    raise BadInput(f"The {name} is {value}, but must be in [0, 1).")
+                    raise BadInput(
+                        f"{_option(name)} is {value}, but must be in [0, 1)."
+                    )
         for name in ("epochs", "batch_size", "learning_rate", "max_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise BadInput(f"The {name} is {value}, but must be above 0.")
+                raise BadInput(f"{_option(name)} is {value}, but must be above 0.")
         for name in ("l1", "l2", "norm_penalty", "decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise BadInput(f"The {name} is {value}, but must not be below 0.")
+                raise BadInput(f"{_option(name)} is {value}, but must not be below 0.")
         for name in ("seed", "data_seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 value = getattr(self, name)
-                raise BadInput(f"The {name} is {value}, but must be in [0, 2^32).")
+                raise BadInput(f"{_option(name)} is {value}, but must be in [0, 2^32).")
 
     def resolved(self) -> Any:
         """An `Experiment` with the data set's own settings where nothing was said."""
@@ -91,17 +106,21 @@ class Experiment:
 DEFAULTS = {
     "spiral": dict(
         model="spiral_mlp", train_size=3000, validation=0.2, augment=False,
-        epochs=500, batch_size=300, learning_rate=0.005, l2=0.0,
+        epochs=500, batch_size=300, learning_rate=0.005,
     ),
     "cifar10": dict(
         model="alexnet32", train_size=5000, validation=0.1, augment=True,
-        epochs=40, batch_size=128, learning_rate=0.001, l2=0.0,
+        epochs=40, batch_size=64, learning_rate=0.001,
     ),
     "mnist": dict(
         model="mnist_mlp", train_size=60000, validation=0.1, augment=False,
-        epochs=20, batch_size=128, learning_rate=0.001, l2=0.0,
+        epochs=20, batch_size=128, learning_rate=0.001,
     ),
 }  # fmt: skip
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ class Run:
     """A finished training run."""
 
     experiment: Experiment
-    model: keras.Model
+    model: keras.Model | None  # dropped where another seed's is better
     history: dict[str, list[float]]
     metrics: dict[str, float]  # train_, validation_, test_ accuracy and loss, seconds
 
@@ -183,29 +202,35 @@ def train(
     model, history = unfinished.load()
     if model is None:
         model = build(settings, data)
-    done = int(history["epoch"][-1]) if history else 0
-    # A short epoch is not worth a line, nor the milliseconds that `fit` spends on it.
-    steps = _steps(settings, data.train)
-    stride = _divisor_near(settings.epochs, REPORT_STEPS / steps)
-    model.steps_per_execution = _divisor_near(stride * steps, 50) if stride > 1 else 1
-    recorder.begin(settings.epochs, stride, stride * steps, history, unfinished)
+    recorder.begin(settings.epochs, history, unfinished)
     validates = len(data.validation.targets) > 0
-    model.fit(
-        batches(
-            data.train,
-            settings.batch_size,
-            first_pass=done,
-            shuffle_seed=settings.seed,
-            augment=settings.augment,
-        ),
-        steps_per_epoch=stride * steps,
-        initial_epoch=done // stride,
-        epochs=settings.epochs // stride,
-        validation_data=_whole(data.validation) if validates else None,
-        callbacks=[recorder, *callbacks],
-        shuffle=False,  # the batches are
-        verbose=0,
-    )
+    steps = _steps(settings, data.train)
+    stride = _stride(settings.epochs, steps)
+    done = int(history["epoch"][-1]) if history else 0
+    whole = settings.epochs // stride * stride
+    for until, passes in ((whole, stride), (settings.epochs, settings.epochs - whole)):
+        if done >= until:
+            continue
+        recorder.report_every(passes, passes * steps)
+        model.steps_per_execution = _largest_divisor(passes * steps, 50)
+        model.train_function = None  # made for another number of steps
+        model.fit(
+            batches(
+                data.train,
+                settings.batch_size,
+                first_pass=done,
+                shuffle_seed=settings.seed,
+                augment=settings.augment,
+            ),
+            steps_per_epoch=passes * steps,
+            initial_epoch=done // passes,
+            epochs=done // passes + (until - done) // passes,
+            validation_data=_whole(data.validation) if validates else None,
+            callbacks=[recorder, *callbacks],
+            shuffle=False,  # the batches are
+            verbose=0,
+        )
+        done = until
     return Run(settings, model, recorder.history, evaluate(model, data, recorder))
 
 
@@ -229,23 +254,14 @@ def _steps(settings: Any, part: Part) -> int:
     return math.ceil(len(part.targets) / settings.batch_size)
 
 
-def _divisor_near(number: int, target: float) -> int:
-    """The divisor of a number that is nearest to a target, by ratio."""
-    divisors = (d for d in range(1, number + 1) if number % d == 0)
-    return min(divisors, key=lambda d: abs(math.log(d / max(target, 1))))
+def _stride(epochs: int, steps: int) -> int:
+    """Epochs from report to report: a short one is not worth what `fit` spends on it.
+
+    But there are twenty reports, so that a slow network with few steps tells too.
+    """
+    return max(1, min(REPORT_STEPS // steps, epochs // 20))
 
 
-def _check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
-    choices = list(choices)
-    if name in choices:
-        return
-    lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    hint = f"did you mean {lower[near[0]]}?" if near else f"take {', '.join(choices)}."
-    raise BadInput(f"There is no {kind} {name!r}: {hint}")
-
-
-def settings_of(experiment: Experiment) -> dict[str, object]:
-    """Every setting, resolved, as plain values."""
-    settings = experiment.resolved()
-    return {field.name: getattr(settings, field.name) for field in fields(settings)}
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number up to a limit."""
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)

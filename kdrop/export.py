@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from kdrop.data import BadInput
 
 # The model server replays the requests of this file before it says that it is ready:
 # https://www.tensorflow.org/tfx/serving/saved_model_warmup
+PARTIAL = ".partial-"  # begins the names of folders that are being written
 WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
@@ -73,7 +75,8 @@ def export(
     """
     folder = Path(folder)
     check_writable(folder)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    _sweep(folder)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         _write_saved_model(model, partial)
         (partial / "assets").mkdir(exist_ok=True)
@@ -83,7 +86,7 @@ def export(
         _write_warm_up(model, partial / WARM_UP, folder.name)
         model.save(partial / "model.keras")
         (partial / "experiment.json").write_text(
-            json.dumps({**(record or {}), "made_with": _made_with()}, indent=2) + "\n"
+            _json({**(record or {}), "made_with": _made_with()})
         )
         if history is not None:
             write_csv(partial / "history.csv", history)
@@ -132,6 +135,13 @@ def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
         writer.write(log.SerializeToString())  # ty: ignore[missing-attribute]
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what a process that was killed left a day ago or longer."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        if time.time() - left.stat().st_mtime > 86400:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _appear(partial: Path, folder: Path) -> Path:
     version = max(versions(folder), default=0) + 1
     while True:
@@ -144,20 +154,34 @@ def _appear(partial: Path, folder: Path) -> Path:
             version += 1
 
 
+def _json(record) -> str:
+    # JSON has no NaN, which a run that diverged holds: null instead.
+    plain = json.loads(json.dumps(record), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2) + "\n"
+
+
 def _made_with() -> dict[str, str | None]:
-    packages = ("kdrop", "tensorflow", "keras", "numpy")
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("kdrop", "tensorflow", "keras", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout
+            found[package] = None
+    return {**found, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is tracked in, if there is one."""
+    here = Path(__file__)
+
+    def git(*arguments):
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD").strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "commit": commit,
-    }
+        return None

@@ -6,16 +6,15 @@ class of kdrop or Keras, or any function of that form; `None` leaves the places 
 `rate` is the fraction dropped: one for all places, or one for each. Further keywords:
 
     input_rate      fraction of the standardised inputs to drop; 0 adds no layer
-    l1, l2          weights of the absolute and the squared values of the kernels
-                    and biases of hidden layers
+    l1, l2          weights of hidden layers' absolute and squared kernels and biases
     max_norm        bound on the length of the weights into a hidden unit, or None
     norm_penalty    coefficient of a `NormPenalty` of every parameter of every layer
     seed            for the drop layers
 
-The models take raw inputs (pixels from 0 to 255), give probabilities (one, by a
-sigmoid, for `classes=1`), and come uncompiled. Their first layer, "standardise", is a
-`keras.layers.Normalization` that the caller adapts to the training inputs. `ValueError`
-is raised for a wrong number of rates and for negative penalties and bounds.
+The models take raw inputs, give probabilities (one, by a sigmoid, for `classes=1`) and
+come uncompiled. Their first layer, "standardise", is a `keras.layers.Normalization`
+that the caller adapts to the training inputs. A wrong number of rates or a negative
+penalty raises `ValueError`.
 """
 
 from collections.abc import Callable
@@ -67,9 +66,8 @@ class _Parts:
     seed: int | None = None
 
     def __post_init__(self):
-        rates = (
-            [self.rate] * self.places if isinstance(self.rate, Real) else [*self.rate]
-        )
+        single = isinstance(self.rate, Real)
+        rates = [self.rate] * self.places if single else [*self.rate]
         if len(rates) != self.places:
             raise ValueError(
                 f"`rate` must be one number, or one for each of this network's "
@@ -108,36 +106,29 @@ class _Parts:
         )
 
     def _weights(self, axis):
-        penalty = self._penalty(self.l1, self.l2)
         bound = (
             keras.constraints.MaxNorm(self.max_norm, axis) if self.max_norm else None
         )
         return dict(
             kernel_initializer="he_normal",
-            kernel_regularizer=penalty,
-            bias_regularizer=penalty,
             kernel_constraint=bound,
+            **self.penalise("kernel", "bias", l1=self.l1, l2=self.l2),
         )
 
-    def _penalty(self, l1=0.0, l2=0.0):
+    def penalise(self, *names, l1=0.0, l2=0.0):
+        """A layer's arguments for its parameters of these names."""
+        penalty = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
         if self.norm_penalty:
-            return NormPenalty(self.norm_penalty, l1, l2)
-        return keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
-
-    def normalise(self):
-        penalty = self._penalty()
-        return keras.layers.BatchNormalization(
-            gamma_regularizer=penalty, beta_regularizer=penalty
-        )
+            penalty = NormPenalty(self.norm_penalty, l1, l2)
+        return {f"{name}_regularizer": penalty for name in names}
 
     def head(self):
         return keras.layers.Dense(
             self.classes,
             activation="sigmoid" if self.classes == 1 else "softmax",
-            kernel_regularizer=self._penalty(),
-            bias_regularizer=self._penalty(),
             dtype="float32",  # half precision rounds small probabilities to 0
             name="probabilities",
+            **self.penalise("kernel", "bias"),
         )
 
 
@@ -184,9 +175,8 @@ def concat_mlp(
 def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
     """Five convolutions at 224 x 224, then dropout before each layer of `hidden`.
 
-    Images of another size are resized inside the model.
-
-    Reference: [Krizhevsky, 2014](https://arxiv.org/abs/1404.5997), its single column
+    Images of another size are resized inside the model. The layout is the single
+    column of [Krizhevsky, 2014](https://arxiv.org/abs/1404.5997).
     """
     parts = _Parts(dropout, rate, len(hidden), **common)
     layers = parts.inputs()
@@ -221,7 +211,10 @@ def alexnet32(dropout=None, rate=0.5, *, width=32, hidden=(1024,), **common):
         layers.append(parts.conv(times * width, 3, padding="same", use_bias=False))
         if pool:  # first, for it leaves a quarter of the values to normalise
             layers.append(keras.layers.MaxPooling2D(2))
-        layers += [parts.normalise(), keras.layers.ReLU()]
+        layers += [
+            keras.layers.BatchNormalization(**parts.penalise("gamma", "beta")),
+            keras.layers.ReLU(),
+        ]
     layers.append(keras.layers.Flatten())
     for place, units in enumerate(hidden, start=1):
         layers += [*parts.drop(place), parts.dense(units)]
@@ -234,10 +227,8 @@ def srivastava_cnn(
 ):
     """Three convolutions, then dense layers, with dropout after each of them all.
 
-    As in the paper, `input_rate` is 0.1 and `max_norm` 4 unless they are given.
-
-    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
-    appendix B.2
+    As in [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
+    appendix B.2, `input_rate` is 0.1 and `max_norm` 4 unless they are given.
     """
     filters = (96, 128, 256)
     common: dict[str, Any] = {"input_rate": 0.1, "max_norm": 4.0, **common}

@@ -37,16 +37,18 @@ def batches(
             mirror half of those that have colour (a mirrored digit is another sign).
 
     Raises:
-        ValueError: No examples, a batch of none, or augmentation of what is not images
-            or without a seed.
+        BadInput: A batch of none, or augmentation of what is not images.
+        ValueError: No examples, or augmentation without a seed.
     """
     count = len(part.targets)
     if batch_size < 1:
         raise BadInput(f"The batch size is {batch_size}, but must be at least 1.")
     if not count:
         raise ValueError("A part without examples gives no batches.")
-    if augment and (part.inputs.ndim != 4 or shuffle_seed is None):
-        raise ValueError("augment=True takes images and a shuffle_seed.")
+    if augment and part.inputs.ndim != 4:
+        raise BadInput("Only images can be augmented, and these inputs are not images.")
+    if augment and shuffle_seed is None:
+        raise ValueError("augment=True takes a shuffle_seed.")
     with tf.device("CPU:0"):  # tf.data works there
         inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
 

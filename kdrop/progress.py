@@ -36,16 +36,18 @@ class Unfinished:
         if not saved:
             return None, {}
         try:
-            model = keras.models.load_model(saved[-1])
             history = json.loads((self.folder / "history.json").read_text())
+            rows = history["epoch"].index(_epoch(saved[-1])) + 1
+            history = {name: history[name][:rows] for name in history}
+            history["seconds"][rows - 1]
+            model = keras.models.load_model(saved[-1])
         except Exception as error:  # whatever a damaged file makes its reader raise
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise BadInput(
                 f"The saved epoch {saved[-1]} cannot be read ({reason}): without "
                 f"--resume, or with {self.folder} deleted, the run starts anew."
             ) from error
-        rows = history["epoch"].index(_epoch(saved[-1])) + 1
-        return model, {name: values[:rows] for name, values in history.items()}
+        return model, history
 
     def save(self, model: keras.Model, history: History) -> None:
         """Keep an epoch, so that a kill at any moment leaves this or the one before."""
@@ -61,6 +63,16 @@ class Unfinished:
         for older in self.folder.glob("epoch-*.keras"):
             if older != saved:
                 older.unlink()
+
+    @property
+    def exported(self) -> Path | None:
+        """Where the run was exported to, if it was."""
+        note = self.folder / "exported"
+        return Path(note.read_text()) if note.exists() else None
+
+    @exported.setter
+    def exported(self, path: Path) -> None:
+        (self.folder / "exported").write_text(str(path))
 
     def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -81,29 +93,19 @@ class Recorder(keras.callbacks.Callback):
         self.console = console
         self.name = name
 
-    def begin(
-        self,
-        epochs: int,
-        stride: int,
-        steps: int,
-        history: History,
-        unfinished: Unfinished,
-    ):
-        """Start anew, or after the epochs that `history` holds.
-
-        Args:
-            epochs: Passes over the training set in all.
-            stride: Passes from one report to the next.
-            steps: Training steps from one report to the next.
-        """
-        self.epochs, self.stride, self.steps = epochs, stride, steps
-        self.unfinished = unfinished
+    def begin(self, epochs: int, history: History, unfinished: Unfinished):
+        """Start anew, or after the epochs that `history` holds, towards `epochs`."""
+        self.epochs, self.unfinished = epochs, unfinished
         self.history = {name: list(values) for name, values in history.items()}
+
+    def report_every(self, stride: int, steps: int):
+        """Let each of Keras's epochs be `stride` of ours, and `steps` in all."""
+        self.stride, self.steps = stride, steps
+
+    def on_train_begin(self, logs=None):
         self.done = int(self.history["epoch"][-1]) if self.history else 0
         self.resumed_at = self.done
         self.before = self.history["seconds"][-1] if self.history else 0.0
-
-    def on_train_begin(self, logs=None):
         self.started = self.saved = time.perf_counter()
         self.bar = Progress(
             TextColumn(self.name),

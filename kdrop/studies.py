@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from kdrop import plots
 from kdrop.data import BadInput, Data
-from kdrop.experiment import Experiment, Run, load_data, settings_of, train
+from kdrop.experiment import Experiment, Run, load_data, train
 from kdrop.export import check_writable, export
 from kdrop.progress import Recorder, Unfinished
 
@@ -63,39 +63,59 @@ def compare(
         The exported folders, one for each experiment.
     """
     if seeds < 1:
-        raise BadInput(f"The number of seeds is {seeds}, but must be at least 1.")
-    if name is not None and (Path(name).name != name or name.startswith(".")):
-        raise BadInput(f"The name {name!r} is not the plain name of a folder.")
-    check_writable(output)
+        raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
+    folders = [output / folder for folder in _names(experiments, name)]
+    for folder in folders:
+        check_writable(folder)
+    seeded = [
+        [replace(each, seed=each.seed + number) for number in range(seeds)]
+        for each in experiments
+    ]
     data = load_data(experiments[0], data_dir)
     compared, kept = [], []
-    for experiment in experiments:
-        runs = []
-        for seed in range(experiment.seed, experiment.seed + seeds):
-            seeded = replace(experiment, seed=seed)
-            label = experiment.dropout + (f" seed {seed}" if seeds > 1 else "")
-            kept.append(Unfinished(output / UNFINISHED / seeded.key(), resume))
+    for group in seeded:
+        runs: list[Run] = []
+        for each in group:
+            label = each.dropout + (f" seed {each.seed}" if seeds > 1 else "")
+            unfinished = Unfinished(output / UNFINISHED / each.key(), resume)
+            if resume and not unfinished.folder.exists():
+                console.print(f"{label}  nothing to resume: starting at epoch 0")
+            kept.append(unfinished)
             callbacks = []
             if tensorboard is not None:
-                log = str(tensorboard / seeded.key())
+                log = str(tensorboard / each.key())
                 callbacks.append(keras.callbacks.TensorBoard(log, write_graph=False))
             recorder = Recorder(console, label)
             try:
-                runs.append(train(seeded, data, kept[-1], recorder, callbacks))
+                runs.append(train(each, data, unfinished, recorder, callbacks))
             finally:
                 recorder.stop()
+            # One model is kept in memory, however many seeds there are.
+            best = Compared(runs).best
+            runs = [run if run is best else replace(run, model=None) for run in runs]
         compared.append(Compared(runs))
     console.print(table(compared))
     paths = []
-    for each in compared:
-        slug = each.best.experiment.slug()
-        if name is not None:
-            kind = slug.removeprefix(data.name)
-            slug = name + kind if len(compared) > 1 else name
-        paths.append(_export(each, compared, data, output / slug))
+    for number, (each, folder) in enumerate(zip(compared, folders, strict=True)):
+        note = kept[number * seeds]
+        if note.exported is None:
+            note.exported = _export(each, compared, data, folder)
+        paths.append(note.exported)
     for unfinished in kept:
         unfinished.delete()
     return paths
+
+
+def _names(experiments: Sequence[Experiment], name: str | None) -> list[str]:
+    """The folder of each experiment's model, below the output folder."""
+    slugs = [experiment.slug() for experiment in experiments]
+    if name is None:
+        return slugs
+    if Path(name).name != name or not name or name.startswith("."):
+        raise BadInput(f"--name is {name!r}, but must be the plain name of a folder.")
+    if len(slugs) == 1:
+        return [name]
+    return [name + slug.removeprefix(experiments[0].data) for slug in slugs]
 
 
 def table(compared: Sequence[Compared]) -> Table:
@@ -140,6 +160,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Path):
     best, test = each.best, data.test
+    assert best.model is not None
 
     def draw(path):
         plots.curves(path / "curves.png", {c.name: c.best.history for c in compared})
@@ -153,7 +174,7 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         plots.confusion(path / "confusion.png", test.targets, predicted, data.labels)
 
     record = {
-        "settings": settings_of(best.experiment),
+        "settings": asdict(best.experiment),
         "metrics": best.metrics,
         "seeds": {run.experiment.seed: run.metrics for run in each.runs},
     }

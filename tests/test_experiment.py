@@ -12,6 +12,7 @@ from rich.console import Console
 from kdrop import experiment as module
 from kdrop.data import BadInput
 from kdrop.experiment import Experiment, build, load_data, train
+from kdrop.models import MODELS
 from kdrop.progress import Recorder, Unfinished
 
 SMALL = Experiment(train_size=300, epochs=6, batch_size=50, hidden=(16,))
@@ -48,10 +49,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(dropout, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(settings, tmp_path / "stopped", callbacks=[Stop(4)])
     resumed = run(settings, tmp_path / "stopped", resume=True)
-    for a, b in zip(
-        whole.model.get_weights(), resumed.model.get_weights(), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    assert_same_weights(whole, resumed)
     assert whole.history["epoch"] == [1, 2, 3, 4, 5, 6]
     for name in set(whole.history) - {"seconds"}:
         assert whole.history[name] == resumed.history[name]
@@ -155,18 +153,86 @@ def test_rates_go_to_their_places():
         build(settings, load_data(settings))
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(151, 8), (500, 8), (40, 3), (10007, 1)])
+def test_reports_come_at_least_twenty_times_a_run(epochs, steps):
+    stride = module._stride(epochs, steps)
+    assert 1 <= stride <= max(1, epochs / 20)
+    assert stride * steps <= max(100, steps)
+
+
+def test_a_number_of_epochs_without_divisors(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_stride", lambda epochs, steps: 3)
+    settings = dataclasses.replace(SMALL, epochs=7)
+    whole = run(settings, tmp_path / "whole")
+    assert whole.history["epoch"] == [3, 6, 7]
+    assert int(whole.model.optimizer.iterations) == 7 * 5
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "stopped", callbacks=[Stop(2)])
+    resumed = run(settings, tmp_path / "stopped", resume=True)
+    assert_same_weights(whole, resumed)
+
+
+def assert_same_weights(one, other):
+    weights = (each.model.get_weights() for each in (one, other))
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_seeds_give_other_weights_orders_and_masks(tmp_path):
+    runs = [
+        run(dataclasses.replace(SMALL, epochs=1, seed=s), tmp_path / str(s))
+        for s in (1, 2)
+    ]
+    first, other = (build(each.experiment, load_data(SMALL)) for each in runs)
+    assert np.any(first.layers[1].kernel != other.layers[1].kernel)
+    assert runs[0].history["loss"] != runs[1].history["loss"]
+    assert {layer.seed for layer in (first.layers[2], other.layers[2])} == {1, 2}
+
+
+def test_settings_reach_the_model():
+    settings = dataclasses.replace(
+        SMALL, l1=0.1, l2=0.2, max_norm=3.0, input_rate=0.3, jit_compile=True
+    )
+    model = build(settings, load_data(settings))
+    dense = model.layers[2]
+    assert model.jit_compile
+    assert model.get_layer("drop_input").rate == 0.3
+    penalty = dense.kernel_regularizer.get_config()
+    assert (penalty["l1"], penalty["l2"]) == pytest.approx((0.1, 0.2))
+    assert dense.kernel_constraint.max_value == 3.0
+    settings = dataclasses.replace(SMALL, norm_penalty=0.4)
+    head = build(settings, load_data(settings)).layers[-1]
+    assert head.kernel_regularizer.coefficient == 0.4
+
+
+def test_only_images_are_augmented(tmp_path):
+    with pytest.raises(BadInput, match="Only images"):
+        run(dataclasses.replace(SMALL, augment=True), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "null", '{"epoch": [1]}', '{"epoch": [1, 2, 3]}', "["]
+)
+def test_a_damaged_history_is_one_sentence(content, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, tmp_path / "run", callbacks=[Stop(3)])
+    (tmp_path / "run" / "history.json").write_text(content)
+    with pytest.raises(BadInput, match="cannot be read"):
+        run(SMALL, tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"data": "cifar"}, "no data set 'cifar': did you mean cifar10"),
         ({"dropout": "InvertDropout"}, "did you mean InvertedDropout"),
         ({"model": "alexnet_32"}, "did you mean alexnet32"),
-        ({"rate": (0.5, 1.0)}, r"rate is 1.0, but must be in \[0, 1\)"),
+        ({"rate": (0.5, 1.0)}, r"--rate is 1.0, but must be in \[0, 1\)"),
         ({"rate": (float("nan"),)}, "rate is nan"),
-        ({"input_rate": -0.1}, "input rate is -0.1"),
+        ({"input_rate": -0.1}, "--input-rate is -0.1"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"batch_size": -5}, "batch_size is -5"),
-        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"batch_size": -5}, "--batch-size is -5"),
+        ({"learning_rate": float("inf")}, "--learning-rate is inf"),
         ({"l2": -1.0}, "l2 is -1.0"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -179,18 +245,18 @@ def test_bad_settings_are_one_sentence(settings, told):
 
 def test_help_tells_the_data_sets_own_settings():
     source = Path(module.__file__).read_text()
-    for name in module.DEFAULTS["spiral"]:
-        comment = re.search(rf"^    {name}: .*# .*own: (.*)$", source, re.M)[1]
-        for own, told in zip(
-            module.DEFAULTS.values(), comment.split(", "), strict=True
-        ):
-            value = own[name]
+    for field in module.DEFAULTS["spiral"]:
+        comment = re.search(rf"((?:    # .*\n)+)    {field}: ", source)[1]
+        for name, own in module.DEFAULTS.items():
+            told = re.search(rf"{name}: ([\w.]+)", comment)[1].rstrip(".")
+            value = own[field]
             if isinstance(value, bool):
                 assert told == ("yes" if value else "no")
             elif isinstance(value, str):
                 assert told == value
             else:
                 assert float(told) == value
+    assert all(name in source for name in MODELS)
 
 
 def test_keys_tell_settings_apart():

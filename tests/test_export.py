@@ -1,8 +1,10 @@
 """The exported folder: whole or not at all, and served as it is."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -133,6 +135,21 @@ def test_it_appears_whole_or_not_at_all(model, tmp_path, stop):
         export(model, folder, draw=fail)
     assert [p.name for p in folder.iterdir()] == ["1"]
     assert not seen[0].exists()
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(model, tmp_path):
+    for name, age in (("old", 2 * 86400), ("new", 60)):
+        left = tmp_path / f".partial-{name}"
+        left.mkdir()
+        os.utime(left, (time.time() - age,) * 2)
+    export(model, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-new", "1"]
+
+
+def test_a_diverged_run_is_still_json(model, tmp_path):
+    path = export(model, tmp_path, record={"metrics": {"test_loss": float("nan")}})
+    told = json.loads((path / "experiment.json").read_text(), parse_constant=int)
+    assert told["metrics"] == {"test_loss": None}
 
 
 def test_a_folder_that_cannot_be_written_is_named(model, tmp_path):

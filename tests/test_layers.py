@@ -316,6 +316,87 @@ def test_with_the_clock_remat_changes_nothing(layer_class, settings):
 
 
 @every_layer
+def test_the_clock_counts_the_training_step_alone(layer_class):
+    drop = layer_class(0.5, seed=1, name="drop")
+    model = keras.Sequential([keras.Input((8,)), drop, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    sampler = kdrop.Sampler(model)
+    inputs = tf.ones((64, 8))
+
+    class Interrupted(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                passes.extend(sampler(inputs).numpy() for _ in range(2))
+                raise KeyboardInterrupt
+
+    passes = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, callbacks=[kdrop.StepClock(), Interrupted()])
+    assert np.any(passes[0] != passes[1])
+    assert_independent(dropped(drop), dropped(drop))
+
+
+@every_layer
+def test_a_fit_after_the_clock_draws_for_each_call_again(layer_class):
+    class Twice(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.drop = layer_class(0.5, seed=1, name="drop")
+
+        def call(self, inputs, training=False):
+            one, other = (self.drop(inputs, training=training) for _ in range(2))
+            return keras.ops.cast((one == 0) != (other == 0), "float32")
+
+    model = keras.Sequential([keras.Input((100,)), Twice()])
+    model.compile(loss=lambda y, differs: differs)
+    data = tf.data.Dataset.from_tensors((tf.ones((100, 100)), tf.zeros((100, 100))))
+    losses = []
+    for callbacks in ([], [kdrop.StepClock()], []):
+        with pytest.warns(UserWarning, match="trainable weights"):
+            told = model.fit(data, shuffle=False, verbose=0, callbacks=callbacks)
+        losses.append(told.history["loss"][0])
+    bound = DEVIATIONS * np.sqrt(0.25 / 100**2)
+    assert losses[1] == 0
+    assert abs(losses[0] - 0.5) < bound and abs(losses[2] - 0.5) < bound
+
+
+@every_layer
+@pytest.mark.parametrize("clock_first", [True, False])
+def test_the_clock_resumes_after_a_backup(layer_class, clock_first, tmp_path):
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def callbacks():
+        both = [kdrop.StepClock(), keras.callbacks.BackupAndRestore(tmp_path)]
+        return both if clock_first else both[::-1]
+
+    models = []
+    for _ in range(3):
+        models.append(network(layer_class))
+        models[-1].compile("adam", "mse")
+    whole, killed, resumed = models
+    for model in (whole, killed):  # draws before the clock give it an offset
+        dropped(model.get_layer("drop_1"))
+    fit(whole, 4, callbacks=[kdrop.StepClock()])
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, 4, callbacks=[*callbacks(), Killed()])
+    fit(resumed, 4, callbacks=callbacks())
+    assert_same_weights(whole, resumed)
+
+
+@every_layer
+def test_the_clock_reads_the_steps_behind_loss_scaling(layer_class):
+    drop = layer_class(0.5, seed=1, name="drop")
+    model = keras.Sequential([keras.Input((8,)), drop, keras.layers.Dense(1)])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    model.compile(optimizer, "mse")
+    fit(model, callbacks=[kdrop.StepClock()])
+    assert drop.draws.count() == 8
+
+
+@every_layer
 def test_clock_in_a_custom_loop(layer_class):
     drop = layer_class(0.5, seed=1, name="drop")
     model = keras.Sequential([keras.Input((64,)), drop])
@@ -498,7 +579,20 @@ def test_a_sampler_is_saved_as_a_model(tmp_path):
     np.testing.assert_allclose(loaded(inputs), sampler(inputs), rtol=1e-6)
 
 
+def test_a_sampler_of_nothing_is_refused():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="no drop layer"):
+        kdrop.Sampler(model)(np.ones((1, 8)))
+
+
 # Promise 10: a good Keras citizen
+
+
+@every_layer
+def test_variables_have_paths_of_their_own(layer_class):
+    model = network(layer_class)
+    model.compile("sgd", "mse")
+    assert model.get_state_tree()["non_trainable_variables"]
 
 
 @pytest.mark.parametrize(

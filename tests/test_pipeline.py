@@ -121,7 +121,7 @@ def test_batches_refuse_what_they_cannot_do(part):
         batches(part, 0)
     with pytest.raises(ValueError, match="shuffle_seed"):
         batches(part, 16, augment=True)
-    with pytest.raises(ValueError, match="images"):
+    with pytest.raises(BadInput, match="images"):
         batches(spiral(30, 0).train, 16, augment=True, shuffle_seed=1)
     with pytest.raises(ValueError, match="without examples"):
         batches(Part(part.inputs[:0], part.targets[:0]), 16)

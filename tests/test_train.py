@@ -89,18 +89,21 @@ def test_a_tensorboard_log_is_one_option_away(train, tmp_path):
     [
         (["spirl"], "did you mean spiral"),
         (["--dropout", "InvertedDropuot"], "did you mean InvertedDropout"),
-        (["--rate", "1.5"], "rate is 1.5, but must be in [0, 1)"),
+        (["--rate", "1.5"], "--rate is 1.5, but must be in [0, 1)"),
         (["--rate", "0.1", "0.2", "0.3"], "2 places"),
         (["--train-size", "4000"], "train size is 4000"),
         (["--train-size", "3"], "at least one of each"),
         (["cifar10", "--data-dir", "nowhere"], "nowhere"),
         (["--output", "file/models"], "file/models cannot be written"),
         (["--model", "alexnet"], "alexnet"),
-        (["--seeds", "0"], "seeds is 0"),
+        (["--seeds", "0"], "--seeds is 0"),
         (["--name", "../mine"], "../mine"),
+        (["--name", ""], "plain name"),
+        (["--augment", "True"], "Only images"),
+        (["--seed", "4294967295", "--seeds", "2"], "--seed is 4294967296"),
     ],
 )
-def test_bad_input_is_one_sentence(train, tmp_path, capsys, arguments, told):
+def test_bad_input_is_told_in_one_sentence(train, tmp_path, capsys, arguments, told):
     (tmp_path / "file").write_text("")
     assert train(*arguments) == 2
     printed = capsys.readouterr()
@@ -108,6 +111,47 @@ def test_bad_input_is_one_sentence(train, tmp_path, capsys, arguments, told):
     assert printed.err.count("\n") == 1
     assert "Traceback" not in printed.err + printed.out
     assert not list((tmp_path / "saved_models").glob("*/[0-9]*"))
+
+
+def test_bad_input_is_all_that_a_user_reads(tmp_path):
+    process = started("--rate", "2", cwd=tmp_path)
+    out, error = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("train.py: --rate is 2.0")
+
+
+def test_a_full_disk_loses_nothing(train, monkeypatch, tmp_path, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("kdrop.export._write_saved_model", full)
+        assert train(*QUICK, "--dropout", "none") == 2
+    assert "No space left" in capsys.readouterr().err
+    assert train(*QUICK, "--dropout", "none", "--resume") == 0
+    told = capsys.readouterr().out
+    assert "epoch" not in told  # the training was not lost
+    assert (tmp_path / "saved_models" / "spiral-none" / "1").is_dir()
+
+
+def test_what_was_exported_before_a_kill_is_not_exported_again(
+    train, monkeypatch, tmp_path
+):
+    real, calls = studies.export, []
+
+    def killed(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(studies, "export", killed)
+    assert train(*QUICK) == 130
+    assert train(*QUICK, "--resume") == 0
+    for slug in ("spiral-none", "spiral-inverted-dropout", "spiral-vanilla-dropout"):
+        versions = (tmp_path / "saved_models" / slug).iterdir()
+        assert [path.name for path in versions] == ["1"]
 
 
 def test_unreadable_options_end_with_2(train):
@@ -140,7 +184,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     resumed = started(*LONG, "--resume", cwd=tmp_path)
     told, error = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, error
-    assert "epoch  10/150" not in told  # it did not start anew
+    assert "nothing to resume" not in told and "epoch   7/150" not in told
     assert "epoch 150/150" in told
     whole.communicate(timeout=200)
     assert whole.returncode == 0

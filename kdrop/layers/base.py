@@ -70,7 +70,7 @@ def check_noise_shape(noise_shape):
                 f"{invalid}Expected all dimensions to be positive integers or None. "
                 f"Received: noise_shape={noise_shape}"
             )
-    return noise_shape
+    return tuple(None if size is None else int(size) for size in noise_shape)
 
 
 class Draws(keras.Layer):
@@ -86,22 +86,23 @@ class Draws(keras.Layer):
         self.generator = keras.random.SeedGenerator(seed)
         # Signed 64 bits on TensorFlow, where uint32 variables lack kernels on devices;
         # only the low 32 count. "none": each replica advances its own copy.
-        self.generator.state = keras.Variable(
-            [seed, salt, 0, threshold, 0],
-            dtype=self.generator.state.dtype,
-            trainable=False,
-            aggregation="none",
-            name="draws",
-        )
+        with keras.name_scope(self.generator.name):  # for a path that no other has
+            self.generator.state = keras.Variable(
+                [seed, salt, 0, threshold, 0],
+                dtype=self.generator.state.dtype,
+                trainable=False,
+                aggregation="none",
+                name="draws",
+            )
         # A function and not a variable, which Keras would track as a weight.
-        self._clock = None
+        self.clock = None
         self.built = True
 
     def next(self):
         """The vector `[seed, salt, number, threshold, offset]` of a new draw."""
         state = self.generator.state * 1  # a copy, from before the assignment below
-        if self._clock is not None:
-            number = state[4] + ops.cast(self._clock(), state.dtype)
+        if self.clock is not None and not sampling.get():
+            number = state[4] + ops.cast(self.clock(), state.dtype)
             state = ops.stack([state[0], state[1], number, state[3], state[4]])
         one = ops.convert_to_tensor([0, 0, 1, 0, 0], dtype=state.dtype)
         # With a clock this writes the same value however often the step is recomputed.
@@ -112,19 +113,13 @@ class Draws(keras.Layer):
         """The fraction that is kept, `1 - rate`, as a scalar tensor."""
         return kernels.kept(ops.convert_to_tensor(self.generator.state), dtype)
 
-    def bind(self, clock, now):
-        """Let the clock count the draws from here on: its value is `now`, an integer.
+    def align(self, now):
+        """Let a clock that shows `now` go on from the draws that there were.
 
-        The offset makes the draws go on from where they are, so that a second `fit`
-        does not repeat the masks of the first.
+        So a second `fit` does not repeat the masks of the first.
         """
         seed, salt, number, threshold, _ = self._values()
         self._assign(seed, salt, number, threshold, (number - now) % 2**32)
-        self._clock = clock
-
-    def unbind(self):
-        """Draw anew at each call again."""
-        self._clock = None
 
     def count(self):
         """How many draws there were, modulo 2^32."""

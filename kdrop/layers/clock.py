@@ -15,7 +15,9 @@ class StepClock(keras.callbacks.Callback):
 
         model.fit(x, y, callbacks=[kdrop.StepClock()])
 
-    In a custom training loop one line before the step is traced does the same:
+    Outside the training step (in other callbacks, after `fit`, when the model is
+    sampled) each call draws anew as ever. In a custom training loop one line before
+    the step is traced does the same, until `stop(model)`:
 
         kdrop.StepClock().start(model, optimizer)
 
@@ -24,27 +26,56 @@ class StepClock(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs=None):
-        self.start(self.model, self.model.optimizer)
-        self.model.make_train_function(force=True)
+        if keras.backend.backend() != "tensorflow":
+            return
+        model, started = self.model, False
+        model.make_train_function(force=True)
+        step = model.train_function
+
+        def clocked(iterator):
+            nonlocal started
+            if not started:  # only now: another callback may have loaded the draws
+                _align(model, model.optimizer)
+                started = True
+            _bind(model, model.optimizer)
+            try:
+                return step(iterator)
+            finally:
+                self.stop(model)
+
+        model.train_function = clocked
 
     def on_train_end(self, logs=None):
-        self.stop(self.model)
-        self.model.make_train_function(force=True)
+        if keras.backend.backend() == "tensorflow":
+            self.model.make_train_function(force=True)
 
     def start(self, model, optimizer):
         """Let the optimizer's steps count the draws of the model's drop layers."""
-        if keras.backend.backend() != "tensorflow":
-            return
-        # With loss scaling the steps are the inner optimizer's. Under gradient
-        # accumulation the public `iterations` stands still between two updates.
-        steps = getattr(optimizer, "inner_optimizer", optimizer)._iterations
-        for layer in _drop_layers(model):
-            layer.draws.bind(lambda: steps.value, now=int(steps.value))
+        if keras.backend.backend() == "tensorflow":
+            _align(model, optimizer)
+            _bind(model, optimizer)
 
     def stop(self, model):
         """Let each call of the model's drop layers draw anew again."""
         for layer in _drop_layers(model):
-            layer.draws.unbind()
+            layer.draws.clock = None
+
+
+def _align(model, optimizer):
+    for layer in _drop_layers(model):
+        layer.draws.align(int(_steps(optimizer).value))
+
+
+def _bind(model, optimizer):
+    steps = _steps(optimizer)
+    for layer in _drop_layers(model):
+        layer.draws.clock = lambda: steps.value
+
+
+def _steps(optimizer):
+    # With loss scaling the steps are the inner optimizer's. Under gradient
+    # accumulation the public `iterations` stands still between two updates.
+    return getattr(optimizer, "inner_optimizer", optimizer)._iterations
 
 
 def _drop_layers(model):
