@@ -78,7 +78,9 @@ def _pipeline() -> dict[str, Measure]:
     settings = Experiment(data="cifar10", train_size=2000, validation=0.04).resolved()
     data = load_data(settings)
     model = build(settings, data)
-    feed = batches(data.train, settings.batch_size, shuffle_seed=0, augment=True)
+    feed = batches(
+        data.train, settings.batch_size, shuffle_seed=0, mirror=True, shift=4
+    )
     constant = feed.take(1).cache().repeat()
 
     class Clock(keras.callbacks.Callback):

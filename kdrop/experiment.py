@@ -42,8 +42,9 @@ class Experiment:
     train_size: int | None = None
     # Fraction of them to validate on; by default spiral: 0.2, cifar10: 0.1, mnist: 0.1
     validation: float | None = None
-    # Mirror and shift images; by default spiral: no, cifar10: yes, mnist: no
-    augment: bool | None = None
+    # Mirror half of the images; by default spiral: no, cifar10: yes, mnist: no
+    mirror: bool | None = None
+    shift: int = 0  # shift images by up to so many pixels
     # Passes over the training set; by default spiral: 500, cifar10: 40, mnist: 20
     epochs: int | None = None
     # Examples in a step; by default spiral: 300, cifar10: 64, mnist: 128
@@ -105,15 +106,15 @@ class Experiment:
 
 DEFAULTS = {
     "spiral": dict(
-        model="spiral_mlp", train_size=3000, validation=0.2, augment=False,
+        model="spiral_mlp", train_size=3000, validation=0.2, mirror=False,
         epochs=500, batch_size=300, learning_rate=0.005,
     ),
     "cifar10": dict(
-        model="alexnet32", train_size=5000, validation=0.1, augment=True,
+        model="alexnet32", train_size=5000, validation=0.1, mirror=True,
         epochs=40, batch_size=64, learning_rate=0.001,
     ),
     "mnist": dict(
-        model="mnist_mlp", train_size=60000, validation=0.1, augment=False,
+        model="mnist_mlp", train_size=60000, validation=0.1, mirror=False,
         epochs=20, batch_size=128, learning_rate=0.001,
     ),
 }  # fmt: skip
@@ -213,14 +214,15 @@ def train(
             continue
         recorder.report_every(passes, passes * steps)
         model.steps_per_execution = _largest_divisor(passes * steps, 50)
-        model.train_function = None  # made for another number of steps
+        model.train_function = model.test_function = None  # made for another number
         model.fit(
             batches(
                 data.train,
                 settings.batch_size,
                 first_pass=done,
                 shuffle_seed=settings.seed,
-                augment=settings.augment,
+                mirror=settings.mirror,
+                shift=settings.shift,
             ),
             steps_per_epoch=passes * steps,
             initial_epoch=done // passes,

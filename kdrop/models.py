@@ -199,38 +199,45 @@ def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
     return keras.Sequential([*layers, parts.head()], name="alexnet")
 
 
-def alexnet32(dropout=None, rate=0.5, *, width=32, hidden=(1024,), **common):
+def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     """`alexnet` at the scale of 32 x 32 images, with batch normalisation.
 
     The first convolution has `width` filters, the others 3, 6, 4 and 4 times as many.
-    Dropout stands before each dense layer, the output layer included.
+    Places for dropout are behind each of the three poolings and each dense layer; the
+    rates are 0.1, 0.1 and 0.2, then 0.5, unless they are given.
     """
-    parts = _Parts(dropout, rate, len(hidden) + 1, **common)
+    rate = (0.1, 0.1, 0.2, *[0.5] * len(hidden)) if rate is None else rate
+    parts = _Parts(dropout, rate, 3 + len(hidden), **common)
     layers = parts.inputs()
+    place = 0
     for times, pool in [(1, True), (3, True), (6, False), (4, False), (4, True)]:
         layers.append(parts.conv(times * width, 3, padding="same", use_bias=False))
         if pool:  # first, for it leaves a quarter of the values to normalise
             layers.append(keras.layers.MaxPooling2D(2))
         layers += [
-            keras.layers.BatchNormalization(**parts.penalise("gamma", "beta")),
+            keras.layers.BatchNormalization(
+                momentum=0.9, **parts.penalise("gamma", "beta")
+            ),
             keras.layers.ReLU(),
         ]
+        if pool:
+            place += 1
+            layers += parts.drop(place)
     layers.append(keras.layers.Flatten())
-    for place, units in enumerate(hidden, start=1):
-        layers += [*parts.drop(place), parts.dense(units)]
-    layers += [*parts.drop(parts.places), parts.head()]
-    return keras.Sequential(layers, name="alexnet32")
+    for place, units in enumerate(hidden, start=4):
+        layers += [parts.dense(units), *parts.drop(place)]
+    return keras.Sequential([*layers, parts.head()], name="alexnet32")
 
 
-def srivastava_cnn(
-    dropout=None, rate=(0.25, 0.25, 0.5, 0.5, 0.5), *, hidden=(2048, 2048), **common
-):
+def srivastava_cnn(dropout=None, rate=None, *, hidden=(2048, 2048), **common):
     """Three convolutions, then dense layers, with dropout after each of them all.
 
     As in [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
-    appendix B.2, `input_rate` is 0.1 and `max_norm` 4 unless they are given.
+    appendix B.2, `input_rate` is 0.1, the rates are 0.25, 0.25 and then 0.5, and
+    `max_norm` is 4, unless they are given.
     """
     filters = (96, 128, 256)
+    rate = (0.25, 0.25, 0.5, *[0.5] * len(hidden)) if rate is None else rate
     common: dict[str, Any] = {"input_rate": 0.1, "max_norm": 4.0, **common}
     parts = _Parts(dropout, rate, len(filters) + len(hidden), **common)
     layers = parts.inputs()

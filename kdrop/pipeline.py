@@ -1,7 +1,7 @@
 """The pipeline that feeds a data set to training.
 
 data = cifar10(train_size=5000, seed=3)
-model.fit(batches(data.train, 128, shuffle_seed=3, augment=True), ...)
+model.fit(batches(data.train, 128, shuffle_seed=3, mirror=True), ...)
 """
 
 import math
@@ -9,8 +9,6 @@ import math
 import tensorflow as tf
 
 from kdrop.data import BadInput, Part
-
-MAX_SHIFT = 4  # pixels, as in He et al., 2016 (arXiv 1512.03385), section 4.2
 
 
 def batches(
@@ -20,7 +18,8 @@ def batches(
     passes: int | None = None,
     first_pass: int = 0,
     shuffle_seed: int | None = None,
-    augment: bool = False,
+    mirror: bool = False,
+    shift: int = 0,
 ) -> tf.data.Dataset:
     """Pairs of a float32 batch of inputs and its int32 targets, pass after pass.
 
@@ -33,11 +32,12 @@ def batches(
         passes: How many passes to give, counted from `first_pass`; no end if `None`.
         first_pass: The pass to start with.
         shuffle_seed: Shuffles each pass anew; the order of the part if `None`.
-        augment: Shift images by up to 4 pixels each way, the border reflected, and
-            mirror half of those that have colour (a mirrored digit is another sign).
+        mirror: Mirror half of the images, left to right.
+        shift: Shift images by up to so many pixels each way, the border reflected.
 
     Raises:
-        BadInput: A batch of none, or augmentation of what is not images.
+        BadInput: A batch of none, a shift that is not one within the image, or
+            augmentation of what is not images.
         ValueError: No examples, or augmentation without a seed.
     """
     count = len(part.targets)
@@ -45,10 +45,13 @@ def batches(
         raise BadInput(f"The batch size is {batch_size}, but must be at least 1.")
     if not count:
         raise ValueError("A part without examples gives no batches.")
+    augment = mirror or shift != 0
     if augment and part.inputs.ndim != 4:
         raise BadInput("Only images can be augmented, and these inputs are not images.")
+    if augment and not 0 <= shift < min(part.inputs.shape[1:3]):
+        raise BadInput(f"The shift is {shift}, but must be from 0 to below the side.")
     if augment and shuffle_seed is None:
-        raise ValueError("augment=True takes a shuffle_seed.")
+        raise ValueError("mirror and shift take a shuffle_seed.")
     with tf.device("CPU:0"):  # tf.data works there
         inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
 
@@ -58,7 +61,7 @@ def batches(
             seed = tf.stack([tf.constant(shuffle_seed, tf.int64), number])
             order = tf.random.experimental.stateless_shuffle(order, seed)
         if augment:
-            moves = _moves(count, tf.random.fold_in(seed, 1))
+            moves = _moves(count, tf.random.fold_in(seed, 1), mirror, shift)
 
         def batch(start):
             chosen = order[start : start + batch_size]
@@ -78,13 +81,17 @@ def batches(
     return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
 
 
-def _moves(count, seed):
+def _moves(count, seed, mirror, shift):
     """For each example: whether to mirror it, how far to shift it down and right."""
     words = tf.random.stateless_uniform(
         (count, 3), seed, minval=None, maxval=None, dtype=tf.uint32
     )
-    choices = tf.constant([2, 2 * MAX_SHIFT + 1, 2 * MAX_SHIFT + 1], tf.uint32)
-    return tf.cast(words % choices, tf.int64) - [0, MAX_SHIFT, MAX_SHIFT]
+    choices = [2 if mirror else 1, 2 * shift + 1, 2 * shift + 1]
+    return tf.cast(words % tf.constant(choices, tf.uint32), tf.int64) - [
+        0,
+        shift,
+        shift,
+    ]
 
 
 def _moved(images, chosen, moves):
@@ -93,8 +100,7 @@ def _moved(images, chosen, moves):
     mirror, down, right = tf.unstack(moves[:, :, None], axis=1)
     rows = _reflected(tf.range(height, dtype=tf.int64) - down, height)
     columns = _reflected(tf.range(width, dtype=tf.int64) - right, width)
-    if channels == 3:
-        columns = tf.where(mirror == 1, width - 1 - columns, columns)
+    columns = tf.where(mirror == 1, width - 1 - columns, columns)
     first_row = tf.cast(chosen, tf.int64)[:, None] * height
     pixels = (first_row + rows)[:, :, None] * width + columns[:, None, :]
     return tf.gather(tf.reshape(images, (-1, channels)), pixels)

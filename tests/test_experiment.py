@@ -207,7 +207,7 @@ def test_settings_reach_the_model():
 
 def test_only_images_are_augmented(tmp_path):
     with pytest.raises(BadInput, match="Only images"):
-        run(dataclasses.replace(SMALL, augment=True), tmp_path / "run")
+        run(dataclasses.replace(SMALL, mirror=True), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

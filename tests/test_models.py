@@ -16,7 +16,7 @@ SMALL = {  # every builder at a size that trains in a moment
     "srivastava_cnn": dict(hidden=(16, 12)),
 }
 QUICK = [name for name in SMALL if name != "alexnet"]
-EVERY_RATE = {"alexnet32": 3, "srivastava_cnn": 5}  # two in all the others
+EVERY_RATE = {"alexnet32": 5, "srivastava_cnn": 5}  # two in all the others
 
 
 def build(name, *args, **settings):
@@ -122,8 +122,12 @@ def test_alexnet32_layers():
     ]
     start = kinds(model).index("Flatten")
     assert model.layers[start].output.shape == (None, 512)
-    classifier = ["Dropout", "Dense", "Dropout", "Dense", "Dropout", "Dense"]
+    classifier = ["Dense", "Dropout", "Dense", "Dropout", "Dense"]
     assert kinds(model)[start + 1 :] == classifier
+    block = ["Conv2D", "MaxPooling2D", "BatchNormalization", "ReLU", "Dropout"]
+    assert kinds(model)[1:11] == block * 2
+    assert kinds(model)[start - 1] == "Dropout"
+    assert list(rates(model).values()) == [0.1, 0.1, 0.2, 0.5, 0.5]
 
 
 def test_srivastava_cnn_layers():

@@ -29,9 +29,12 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(mine[1], other[1])
 
 
-@pytest.mark.parametrize("augment", [False, True])
+BOTH = {"mirror": True, "shift": 4}
+
+
+@pytest.mark.parametrize("augment", [{}, {"mirror": True}, {"shift": 2}, BOTH], ids=str)
 def test_batches_go_on_where_an_uninterrupted_run_would_be(part, augment):
-    how = {"shuffle_seed": 5, "augment": augment}
+    how = {"shuffle_seed": 5, **augment}
     whole = drawn(part, 16, passes=5, **how)
     assert_same(drawn(part, 16, passes=3, first_pass=2, **how), whole[2 * 4 :])
     endless = batches(part, 16, first_pass=2, **how)
@@ -80,10 +83,10 @@ def candidates(image):
     }
 
 
-def test_augmentation_is_a_shift_and_for_colour_half_the_time_a_mirror(part):
+def test_augmentation_is_a_shift_and_half_the_time_a_mirror(part):
     passes = 20
     mirrored, shifts = 0, []
-    for inputs, targets in drawn(part, 16, passes=passes, shuffle_seed=2, augment=True):
+    for inputs, targets in drawn(part, 16, passes=passes, shuffle_seed=2, **BOTH):
         for moved, target in zip(inputs.astype("uint8"), targets, strict=True):
             image = part.inputs[target]
             plain = candidates(image).get(moved.tobytes())
@@ -99,18 +102,22 @@ def test_augmentation_is_a_shift_and_for_colour_half_the_time_a_mirror(part):
         assert (abs(np.bincount(axis, minlength=9) - draws / 9) < spread).all()
 
 
-def test_digits_are_shifted_and_never_mirrored(part):
-    digits = Part(part.inputs[..., :1], part.targets)
-    (inputs, targets), *_ = drawn(digits, 50, passes=1, shuffle_seed=2, augment=True)
+def test_a_shift_alone_mirrors_nothing_and_a_mirror_alone_shifts_nothing(part):
+    ((inputs, targets),) = drawn(part, 50, passes=1, shuffle_seed=2, shift=4)
     shifts = {
-        candidates(digits.inputs[target])[moved.tobytes()]
+        candidates(part.inputs[target])[moved.tobytes()]
         for moved, target in zip(inputs.astype("uint8"), targets, strict=True)
     }
     assert len(shifts) > 20
+    ((inputs, targets),) = drawn(part, 50, passes=1, shuffle_seed=2, mirror=True)
+    images = part.inputs[targets]
+    plain = (inputs == images).all(axis=(1, 2, 3))
+    mirrored = (inputs == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (plain ^ mirrored).all() and 10 < mirrored.sum() < 40
 
 
 def test_augmentation_belongs_to_the_example_and_not_to_its_batch(part):
-    how = {"passes": 1, "shuffle_seed": 3, "augment": True}
+    how = {"passes": 1, "shuffle_seed": 3, **BOTH}
     small, large = drawn(part, 7, **how), drawn(part, 50, **how)
     together = np.concatenate([inputs for inputs, _ in small])
     np.testing.assert_array_equal(together, large[0][0])
@@ -120,8 +127,11 @@ def test_batches_refuse_what_they_cannot_do(part):
     with pytest.raises(BadInput, match="batch size is 0"):
         batches(part, 0)
     with pytest.raises(ValueError, match="shuffle_seed"):
-        batches(part, 16, augment=True)
+        batches(part, 16, mirror=True)
     with pytest.raises(BadInput, match="images"):
-        batches(spiral(30, 0).train, 16, augment=True, shuffle_seed=1)
+        batches(spiral(30, 0).train, 16, mirror=True, shuffle_seed=1)
+    for shift in (-1, 11):
+        with pytest.raises(BadInput, match=f"shift is {shift}"):
+            batches(part, 16, shift=shift, shuffle_seed=1)
     with pytest.raises(ValueError, match="without examples"):
         batches(Part(part.inputs[:0], part.targets[:0]), 16)

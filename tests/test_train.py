@@ -99,7 +99,7 @@ def test_a_tensorboard_log_is_one_option_away(train, tmp_path):
         (["--seeds", "0"], "--seeds is 0"),
         (["--name", "../mine"], "../mine"),
         (["--name", ""], "plain name"),
-        (["--augment", "True"], "Only images"),
+        (["--mirror", "True"], "Only images"),
         (["--seed", "4294967295", "--seeds", "2"], "--seed is 4294967296"),
     ],
 )
