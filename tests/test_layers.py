@@ -149,16 +149,32 @@ def test_replicas_hold_the_rows_of_the_global_batch(layer_class):
     def step(inputs):
         return strategy.run(lambda x: mirrored(x, training=True), args=(inputs,))
 
-    def masks():
-        share = strategy.experimental_distribute_values_from_function(
-            lambda context: tf.ones((4, 50))
+    def masks(shares):
+        inputs = strategy.experimental_distribute_values_from_function(
+            lambda context: tf.ones((shares[context.replica_id_in_sync_group], 50))
         )
-        shares = strategy.experimental_local_results(step(share))
-        return np.concatenate([s.numpy() for s in shares]) == 0
+        outputs = strategy.experimental_local_results(step(inputs))
+        return np.concatenate([o.numpy() for o in outputs]) == 0
 
-    for rate in (0.5, 0.5, 0.25):
+    for rate, shares in [(0.5, (4, 4)), (0.25, (4, 4)), (0.5, (3, 2)), (0.5, (4, 1))]:
         mirrored.rate = single.rate = rate
-        np.testing.assert_array_equal(masks(), dropped(single, (8, 50)))
+        np.testing.assert_array_equal(masks(shares), dropped(single, (sum(shares), 50)))
+
+
+@every_layer
+def test_two_devices_train_as_one(layer_class):
+    models = []
+    for strategy in (
+        tf.distribute.get_strategy(),
+        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
+    ):
+        with strategy.scope():
+            models.append(network(layer_class))
+            models[-1].compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
+        fit(models[-1], callbacks=[kdrop.StepClock()])
+    single, mirrored = (model.get_weights() for model in models)
+    for a, b in zip(single, mirrored, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 # Promise 4: resumes

@@ -229,10 +229,23 @@ def row_ids(inputs):
     batch = shape[0] if shape else 1
     rows = ops.cast(ops.arange(batch, dtype="int32"), "uint32")
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            first = replica.replica_id_in_sync_group * batch
-            rows = rows + ops.cast(first, "uint32")
+        rows = rows + ops.cast(_rows_before(batch), "uint32")
     return ops.stack([rows, ops.zeros_like(rows)], axis=1)
+
+
+def _rows_before(batch):
+    """How many rows of the global batch are on the replicas before this one."""
+    import tensorflow as tf
+
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return 0
+    number, count = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
+    try:
+        own = tf.one_hot(number, count, dtype="int64") * tf.cast(batch, "int64")
+        sizes = replica.all_reduce(tf.distribute.ReduceOp.SUM, own)
+    except RuntimeError:
+        # Replicas cannot meet inside a function of their own, as in a loop over time:
+        # equal shares are assumed there.
+        return number * batch
+    return tf.cumsum(sizes, exclusive=True)[number]

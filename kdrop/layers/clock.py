@@ -1,6 +1,7 @@
 """One draw a training step, for calls that are computed twice."""
 
 import keras
+from keras import ops
 
 from kdrop.layers.base import Drop
 
@@ -63,7 +64,7 @@ class StepClock(keras.callbacks.Callback):
 
 def _align(model, optimizer):
     for layer in _drop_layers(model):
-        layer.draws.align(int(_steps(optimizer).value))
+        layer.draws.align(int(ops.convert_to_numpy(_steps(optimizer))))
 
 
 def _bind(model, optimizer):
