@@ -12,6 +12,12 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@pytest.fixture(scope="session")
+def strategy():
+    """One for all tests: the collectives of two in one process can collide."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture
 def cifar10_folder():
     """A folder with CIFAR-10 as tensorflow-datasets prepares it; skips without one."""

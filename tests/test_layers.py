@@ -139,8 +139,7 @@ def test_a_row_is_the_same_in_a_batch_of_any_size(layer_class):
 
 
 @every_layer
-def test_replicas_hold_the_rows_of_the_global_batch(layer_class):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_replicas_hold_the_rows_of_the_global_batch(layer_class, strategy):
     with strategy.scope():
         mirrored = layer_class(0.5, seed=1, name="drop")
     single = layer_class(0.5, seed=1, name="drop")
@@ -162,13 +161,10 @@ def test_replicas_hold_the_rows_of_the_global_batch(layer_class):
 
 
 @every_layer
-def test_two_devices_train_as_one(layer_class):
+def test_two_devices_train_as_one(layer_class, strategy):
     models = []
-    for strategy in (
-        tf.distribute.get_strategy(),
-        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
-    ):
-        with strategy.scope():
+    for where in (tf.distribute.get_strategy(), strategy):
+        with where.scope():
             models.append(network(layer_class))
             models[-1].compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
         fit(models[-1], callbacks=[kdrop.StepClock()])
