@@ -7,6 +7,7 @@ python train.py --seeds 5                  # mean and deviation over five seeds
 python train.py --resume                   # go on after a stop
 """
 
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 # to the terminal whatever its log level is.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
 os.dup2(nowhere, 2)
 try:

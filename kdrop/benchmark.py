@@ -58,7 +58,7 @@ def _spiral_program() -> dict[str, Measure]:
 
     def in_kdrop():
         with tempfile.TemporaryDirectory() as folder:
-            unfinished = Unfinished(Path(folder), resume=False)
+            unfinished = Unfinished(Path(folder))
             recorder = Recorder(Console(quiet=True), "")
             history = train(settings, data, unfinished, recorder).history
         # From report to report, without the compilation before the first.

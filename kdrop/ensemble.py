@@ -7,7 +7,7 @@ from kdrop.layers.base import Drop, sampling
 
 @keras.saving.register_keras_serializable("kdrop")
 class Sampler(keras.Model):
-    """A model whose every call is one random sub-network of another model.
+    """A model whose every call gives each row a random sub-network of another model.
 
     The drop layers of kdrop drop; everything else, batch normalisation included, is at
     inference. `Sampler(model).predict(inputs)` is one Monte Carlo pass.

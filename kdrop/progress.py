@@ -22,13 +22,10 @@ class Unfinished:
 
     Args:
         folder: The run's own folder.
-        resume: Whether to go on with what is there; it is deleted otherwise.
     """
 
-    def __init__(self, folder: Path, resume: bool):
+    def __init__(self, folder: Path):
         self.folder = folder
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def load(self) -> tuple[keras.Model | None, History]:
         """The model and its history up to there, or `None` and nothing."""
@@ -74,8 +71,11 @@ class Unfinished:
     def exported(self, path: Path) -> None:
         (self.folder / "exported").write_text(str(path))
 
-    def delete(self) -> None:
+    def discard(self) -> bool:
+        """Delete what is kept; whether there was anything."""
+        kept = self.folder.exists()
         shutil.rmtree(self.folder, ignore_errors=True)
+        return kept
 
 
 def _epoch(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Many runs into one table and one figure."""
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -65,8 +66,10 @@ def compare(
     if seeds < 1:
         raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
     folders = [output / folder for folder in _names(experiments, name)]
+    check_writable(output)
     for folder in folders:
-        check_writable(folder)
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"{folder} is in the way: it is not a folder.")
     seeded = [
         [replace(each, seed=each.seed + number) for number in range(seeds)]
         for each in experiments
@@ -77,9 +80,11 @@ def compare(
         runs: list[Run] = []
         for each in group:
             label = each.dropout + (f" seed {each.seed}" if seeds > 1 else "")
-            unfinished = Unfinished(output / UNFINISHED / each.key(), resume)
+            unfinished = Unfinished(output / UNFINISHED / each.key())
             if resume and not unfinished.folder.exists():
-                console.print(f"{label}  nothing to resume: starting at epoch 0")
+                console.print(f"{label}  nothing to resume with these settings")
+            if not resume and unfinished.discard():
+                console.print(f"{label}  starts anew: --resume would have gone on")
             kept.append(unfinished)
             callbacks = []
             if tensorboard is not None:
@@ -102,7 +107,9 @@ def compare(
             note.exported = _export(each, compared, data, folder)
         paths.append(note.exported)
     for unfinished in kept:
-        unfinished.delete()
+        unfinished.discard()
+    with contextlib.suppress(OSError):  # another run's may be there
+        (output / UNFINISHED).rmdir()
     return paths
 
 
@@ -173,8 +180,10 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         predicted = found.argmax(axis=1)
         plots.confusion(path / "confusion.png", test.targets, predicted, data.labels)
 
+    drops = [layer for layer in best.model.layers if layer.name.startswith("drop_")]
     record = {
         "settings": asdict(best.experiment),
+        "rates": {layer.name: layer.rate for layer in drops},
         "metrics": best.metrics,
         "seeds": {run.experiment.seed: run.metrics for run in each.runs},
     }

@@ -38,7 +38,8 @@ def each_epoch_is_reported_and_saved(monkeypatch):
 
 def run(settings, folder, resume=False, callbacks=(), console=None):
     recorder = Recorder(console or Console(quiet=True), settings.dropout)
-    unfinished = Unfinished(folder, resume)
+    unfinished = Unfinished(folder)
+    assert resume == folder.exists()
     return train(settings, load_data(settings), unfinished, recorder, callbacks)
 
 
@@ -77,7 +78,7 @@ def test_a_kill_while_saving_leaves_the_epoch_before(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         run(SMALL, tmp_path / "run")
-    model, history = Unfinished(tmp_path / "run", resume=True).load()
+    model, history = Unfinished(tmp_path / "run").load()
     assert history["epoch"] == [1, 2, 3]
     assert int(model.optimizer.iterations) == 3 * 5
 

@@ -68,8 +68,9 @@ def test_three_runs_side_by_side(train, tmp_path, capsys):
         assert record["metrics"]["validation_accuracy"] == best
         with open(path / "history.csv") as file:
             assert list(csv.DictReader(file))[-1]["epoch"] == "4"
+    assert record["rates"] == {"drop_1": 0.3}
     # Nothing unfinished is left behind.
-    assert not list((tmp_path / "saved_models").glob(".unfinished/*"))
+    assert not list((tmp_path / "saved_models").glob(".*"))
 
 
 def test_one_run_and_its_name(train, tmp_path):
@@ -110,7 +111,7 @@ def test_bad_input_is_told_in_one_sentence(train, tmp_path, capsys, arguments, t
     assert told in printed.err
     assert printed.err.count("\n") == 1
     assert "Traceback" not in printed.err + printed.out
-    assert not list((tmp_path / "saved_models").glob("*/[0-9]*"))
+    assert not list((tmp_path / "saved_models").glob("*"))
 
 
 def test_bad_input_is_all_that_a_user_reads(tmp_path):
@@ -206,6 +207,17 @@ def test_ctrl_c_stops_cleanly(tmp_path):
     assert process.returncode == 130
     assert "--resume goes on" in error and "Traceback" not in error
     assert not list(tmp_path.glob("saved_models/*/1"))
+
+
+def test_starting_anew_says_what_is_lost(train, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(studies, "_export", stop)
+        assert train(*QUICK, "--dropout", "none") == 130
+    assert train(*QUICK, "--dropout", "none") == 0
+    assert "starts anew: --resume would have gone on" in capsys.readouterr().out
 
 
 def test_the_best_of_the_seeds_is_the_one_with_the_best_validation():
