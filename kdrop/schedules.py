@@ -1,0 +1,200 @@
+"""Rates that change while a model trains, and rates that change with its depth.
+
+A schedule is a function `schedule(progress) -> rate`: progress goes from 0.0 at the
+first training step to 1.0 at the end. The functions here make schedules:
+
+    schedule = kdrop.schedules.early(0.1)
+    model.fit(x, y, epochs=300, callbacks=[kdrop.RateSchedule(schedule)])
+
+Rates lie in [0, 1): all functions here raise `ValueError` for one that does not.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import keras
+
+Schedule = Callable[[float], float]
+
+
+def _check(name: str, value: Any, fits: Callable[[Any], bool], allowed: str) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not fits(value):
+        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
+    return float(value)
+
+
+def _check_rate(name: str, rate: Any) -> float:
+    return _check(name, rate, lambda r: 0 <= r < 1, "a number in [0, 1)")
+
+
+def _check_point(name: str, point: Any) -> float:
+    return _check(name, point, lambda p: 0 < p <= 1, "a number in (0, 1]")
+
+
+def constant(rate: float) -> Schedule:
+    """The same rate throughout."""
+    rate = _check_rate("rate", rate)
+    return lambda progress: rate
+
+
+def linear(start: float, end: float) -> Schedule:
+    """From `start` to `end` in a straight line."""
+    start, end = _check_rate("start", start), _check_rate("end", end)
+    return lambda progress: (1 - progress) * start + progress * end
+
+
+def cosine(start: float, end: float) -> Schedule:
+    """From `start` to `end` along half a cosine: slow, fast, slow."""
+    line = linear(start, end)
+    return lambda progress: line((1 - math.cos(math.pi * progress)) / 2)
+
+
+def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule:
+    """Drop at the start of training only, which helps networks that underfit.
+
+    Args:
+        rate: The first rate.
+        cutoff: Progress in (0, 1] from which on the rate is 0. The default is what the
+            authors take: 50 of 300 epochs.
+        decay: "linear" from `rate` to 0, or "constant" until the cutoff.
+
+    Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
+    """
+    rate, cutoff = _check_rate("rate", rate), _check_point("cutoff", cutoff)
+    if decay == "linear":
+        return lambda progress: rate * max(0.0, 1 - progress / cutoff)
+    if decay == "constant":
+        return lambda progress: rate if progress < cutoff else 0.0
+    raise ValueError(f"`decay` must be 'linear' or 'constant'. Received: {decay!r}")
+
+
+def late(rate: float, cutoff: float = 1 / 6) -> Schedule:
+    """0 before the progress `cutoff` in (0, 1], then `rate`: for networks that overfit.
+
+    Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
+    """
+    rate, cutoff = _check_rate("rate", rate), _check_point("cutoff", cutoff)
+    return lambda progress: 0.0 if progress < cutoff else rate
+
+
+def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
+    """`rate * (1 - exp(-gamma * progress))`: from 0 ever closer to `rate`; gamma > 0.
+
+    Reference: [Morerio et al., 2017](https://arxiv.org/abs/1703.06229)
+    """
+    rate = _check_rate("rate", rate)
+    gamma = _check("gamma", gamma, lambda g: 0 < g < math.inf, "a number above 0")
+    return lambda progress: -rate * math.expm1(-gamma * progress)
+
+
+def annealed(rate: float, end: float = 1.0) -> Schedule:
+    """From `rate` to 0 in a straight line, and 0 after the progress `end` in (0, 1].
+
+    Reference: Rennie et al., "Annealed dropout training of deep networks", SLT 2014
+    """
+    return early(rate, _check_point("end", end), decay="linear")
+
+
+def scheduled_drop_path(rate: float) -> Schedule:
+    """From 0 to `rate` in a straight line.
+
+    Reference: [Zoph et al., 2018](https://arxiv.org/abs/1707.07012), section 4
+    """
+    return linear(0.0, _check_rate("rate", rate))
+
+
+def over_depth(rate: float, layers: int) -> list[float]:
+    """The rates of a stack of layers, from `rate / layers` up to `rate` at the last.
+
+    Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), equation 4
+    """
+    rate = _check_rate("rate", rate)
+    if not isinstance(layers, Integral) or isinstance(layers, bool) or layers < 1:
+        raise ValueError(f"`layers` must be an integer above 0. Received: {layers!r}")
+    return [rate * place / layers for place in range(1, layers + 1)]
+
+
+class RateSchedule(keras.callbacks.Callback):
+    """Set the rate of a model's drop layers before each step or epoch of `fit`.
+
+    Progress follows from the number of the epoch, so that `fit(initial_epoch=...)` and
+    `keras.callbacks.BackupAndRestore` go on as if training had never stopped. The
+    steps of one execution (`steps_per_execution`) share a rate, and after training the
+    last one stays. `history.history["rate"]` holds the rate at the end of each epoch,
+    of several schedules that of the last; callbacks that read it from the logs come
+    after this one.
+
+    Args:
+        schedule: Function from progress in [0, 1] to the rate of all the layers.
+        layers: The layers to set; all drop layers of the model if `None`.
+        by: "step" or "epoch". On JAX each change costs a copy of the model's state.
+
+    Raises:
+        ValueError: If an argument is not as said; in `fit`, if there is no layer to
+            set, or `by="step"` and the number of steps in an epoch is unknown.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        layers: Iterable[Any] | None = None,
+        by: str = "step",
+    ):
+        super().__init__()
+        if not callable(schedule):
+            raise ValueError(
+                "`schedule` must be a function from progress to rate. "
+                f"Received: schedule={schedule!r}"
+            )
+        if by not in ("step", "epoch"):
+            raise ValueError(f"`by` must be 'step' or 'epoch'. Received: by={by!r}")
+        self.schedule = schedule
+        self.layers = None if layers is None else list(layers)
+        self.by = by
+
+    def on_train_begin(self, logs=None):
+        params: Any = self.params
+        self._steps, self._epochs = params.get("steps"), params["epochs"]
+        if self.by == "step" and not self._steps:
+            raise ValueError(
+                "RateSchedule cannot know how many steps an epoch of this data set "
+                "has: give `steps_per_epoch` to `fit`, or take by='epoch'."
+            )
+        found: Any = self.layers
+        if found is None:
+            found = [layer for layer in self.model._flatten_layers() if _drops(layer)]
+        if not found:
+            raise ValueError(
+                f"RateSchedule found no drop layer of kdrop in {self.model.name!r}."
+            )
+        self._found = found
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        if self.by == "epoch":
+            self._set(epoch / self._epochs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.by == "step":
+            step = self._epoch * self._steps + batch
+            self._set(step / (self._epochs * self._steps))
+
+    def on_epoch_end(self, epoch, logs: Any = None):
+        logs["rate"] = self._found[0].rate
+
+    def _set(self, progress):
+        rate = self.schedule(progress)
+        changed = [layer for layer in self._found if layer.rate != rate]
+        if changed and keras.backend.backend() == "jax":
+            # Within an epoch the variables are empty, the state lies outside of them.
+            self.model.jax_state_sync()
+        for layer in changed:
+            layer.rate = rate
+
+
+def _drops(layer):
+    """Whether a layer draws masks at a rate that can be set."""
+    rate = getattr(type(layer), "rate", None)
+    return hasattr(layer, "draws") and getattr(rate, "fset", None) is not None
