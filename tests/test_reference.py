@@ -257,10 +257,12 @@ def test_the_spiral_program_reports_the_state_before_its_update() -> None:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    floatx = keras.config.floatx()
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # which does not follow once it was set
     yield
     keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
 
 
 @pytest.mark.usefixtures("float64")
