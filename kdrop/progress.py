@@ -151,7 +151,7 @@ class Recorder(keras.callbacks.Callback):
     def _line(self, row, now):
         pace = (now - self.started) / (self.done - self.resumed_at)
         left = pace * (self.epochs - self.done)
-        regularisation = row["loss"] - row["data_loss"]
+        regularisation = max(row["loss"] - row["data_loss"], 0.0)  # not -0.000
         validation = f"  val {row['val_accuracy']:.3f}" if "val_accuracy" in row else ""
         width = len(str(self.epochs))
         return (
