@@ -2,16 +2,27 @@
 
 from kdrop import models, schedules
 from kdrop.ensemble import Sampler
-from kdrop.layers import InvertedDropout, VanillaDropout
+from kdrop.layers import (
+    AlphaDropout,
+    GaussianDropout,
+    InvertedDropout,
+    UniformDropout,
+    VanillaDropout,
+)
 from kdrop.layers.clock import StepClock
+from kdrop.layers.replace import replace
 from kdrop.schedules import RateSchedule
 
 __all__ = [
+    "AlphaDropout",
+    "GaussianDropout",
     "InvertedDropout",
     "RateSchedule",
     "Sampler",
     "StepClock",
+    "UniformDropout",
     "VanillaDropout",
     "models",
+    "replace",
     "schedules",
 ]

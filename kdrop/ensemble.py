@@ -2,7 +2,7 @@
 
 import keras
 
-from kdrop.layers.base import Drop, sampling
+from kdrop.layers.base import Drop, Sampling, sampling
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -32,7 +32,7 @@ class Sampler(keras.Model):
             raise ValueError(
                 f"Model {self.model.name!r} has no drop layer of kdrop to sample."
             )
-        token = sampling.set(True)
+        token = sampling.set(Sampling())
         try:
             return self.model(inputs, training=False)
         finally:

@@ -1,17 +1,35 @@
 """What dropping does to a tensor, and its gradient, as pure functions.
 
-A kernel takes the inputs and `draw`, the integer vector `[seed, salt, number of the
-draw, threshold, ...]` that a layer's draws hand out. It stores no mask: the gradient
-draws it again from the same numbers.
+A kernel turns random words into noise, and noise and inputs into outputs. It takes the
+inputs, `draw`, the integer vector `[seed, salt, number of the draw, threshold, ...]`
+that a layer's draws hand out, and `rows`, which names the rows of the mask:
+
+    uint32 ()       the rows are numbered from this one on
+    uint32 (n, 2)   two words for each row
+    uint32 (1, 2)   one row, which the whole batch shares
+
+It stores no mask: the gradient draws it again from the same numbers. Drawing, comparing
+and scaling are one pass over the inputs, compiled by XLA for each shape.
 """
 
+import contextvars
 import functools
+import math
 import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from kdrop import bits
+
+# Whether kernels run as plain operations, with the same bits. A function that is
+# exported sets it while it is traced: a model server may have no XLA.
+plain = contextvars.ContextVar("plain", default=False)
+
+# The values to which alpha dropout sets a SELU unit: Klambauer et al., 2017, section 3
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
 def threshold(rate):
@@ -24,6 +42,11 @@ def threshold(rate):
         Python int in [0, 2^32 - 1], `rate * 2^32` to the nearest integer.
     """
     return min(round(rate * 2**32), 2**32 - 1)
+
+
+def rate(draw, dtype):
+    """The fraction that a draw drops, as a scalar of a float dtype."""
+    return ops.cast(ops.cast(draw[3], "uint32"), dtype) * 2.0**-32
 
 
 def kept(draw, dtype):
@@ -40,8 +63,10 @@ def wide(dtype):
 
 
 def scale(inputs, factor):
-    """`inputs * factor`, in the factor's dtype and rounded once to the inputs'."""
-    return ops.cast(ops.cast(inputs, factor.dtype) * factor, inputs.dtype)
+    """`inputs * factor`, in the factor's dtype or float64, rounded once."""
+    dtype = wide(inputs.dtype)
+    product = ops.cast(inputs, dtype) * ops.cast(factor, dtype)
+    return ops.cast(product, inputs.dtype)
 
 
 def check_broadcast(noise_shape, shape):
@@ -59,71 +84,287 @@ def check_broadcast(noise_shape, shape):
         )
 
 
-def _mask(draw, rows, noise_shape, shape):
-    """Which elements are dropped: a boolean tensor that broadcasts to `shape`."""
-    if noise_shape is None:
-        noise_shape = (None,) * len(shape)
-    else:
-        noise_shape = (1,) * (len(shape) - len(noise_shape)) + noise_shape
-    if not shape or noise_shape[0] == 1:
-        # One decision for the whole batch, on whichever device it lies.
-        rows = ops.zeros((1, 2), dtype="uint32")
-    size = [s if n is None else n for n, s in zip(noise_shape, shape, strict=True)]
-    seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
-    words = bits.words(
-        bits.fold(seed, salt, number), rows, functools.reduce(operator.mul, size[1:], 1)
-    )
-    return ops.reshape(words, size) < ops.cast(draw[3], "uint32")
-
-
-def _bernoulli(inputs, draw, rows, noise_shape, inverted):
-    shape = ops.shape(inputs)
-    drop = ops.broadcast_to(_mask(draw, rows, noise_shape, shape), shape)
-    if inverted:
-        inputs = scale(inputs, 1 / kept(draw, wide(inputs.dtype)))
-    return ops.where(drop, ops.zeros_like(inputs), inputs)
-
-
-@functools.cache
-def _compiled(kernel, *static):
-    """The kernel as one fused pass, which stands in a graph like a single op."""
-    kernel = functools.partial(kernel, **dict(static))
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(kernel, jit_compile=True, autograph=False)
-    if keras.backend.backend() == "jax":
-        import jax  # ty: ignore[import-not-found]
-
-        return jax.jit(kernel)
-    return kernel
-
-
-def bernoulli(inputs, draw, rows, noise_shape=None, inverted=True):
-    """Set each element to zero with probability `rate`, whatever it was.
-
-    The kernel is linear in its inputs: its gradient is the same kernel on the
-    incoming gradient, and so are the higher derivatives.
+class Kernel(NamedTuple):
+    """What makes one kind of dropping: three pure functions.
 
     Args:
+        noise: `(words, draw) -> noise`, element by element.
+        forward: `(inputs, noise, draw) -> outputs`, noise of the inputs' shape.
+        backward: The same for gradients: the linear part of `forward`.
+    """
+
+    noise: Callable[..., Any]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+# Noise
+
+
+def dropped(words, draw):
+    """True where an element is dropped."""
+    return words < ops.cast(draw[3], "uint32")
+
+
+def uniform(words):
+    """Words as float32 numbers spread evenly over (-1, 1), symmetric about 0."""
+    return (ops.cast(ops.view(words, "int32"), "float32") + 0.5) * 2.0**-31
+
+
+def normal(words):
+    """Words as float32 numbers of the standard normal distribution.
+
+    The inverse of the distribution function, as `x N(w) / D(w)` with x uniform in
+    (-1, 1) and w = -log(1 - x^2) (Giles, 2010, "Approximating the erfinv function",
+    whose two polynomials one quotient replaces). The relative error is below 1e-6 in
+    exact arithmetic, out to the 6.3 deviations that a word can hold.
+    """
+    signed = ops.view(words, "int32")
+    sign = ops.right_shift(signed, 31)  # 0 or -1
+    below = ops.bitwise_xor(signed, sign)  # of the magnitude: |x| = (below + .5) / 2^31
+    x = (ops.cast(below, "float32") + 0.5) * 2.0**-31
+    # 1 - |x| from the integer: the tails keep their digits.
+    rest = (ops.cast(2**31 - 1 - below, "float32") + 0.5) * 2.0**-31
+    w = -ops.log(rest * (1 + x))
+    return ops.where(sign < 0, -x, x) * (_polynomial(_N, w) / _polynomial(_D, w))
+
+
+_N = (
+    1.25331428,
+    0.45237452,
+    0.0898234262,
+    0.0118737451,
+    0.000999239838,
+    2.92884038e-05,
+)
+_D = (
+    1,
+    0.0991460133,
+    0.0326695694,
+    0.00227929531,
+    0.000169773925,
+    1.00846562e-06,
+)
+
+
+def _polynomial(coefficients, x):
+    value = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
+
+
+def _gaussian(words, draw):
+    deviation = ops.sqrt(rate(draw, "float32") / kept(draw, "float32"))
+    return 1 + deviation * normal(words)
+
+
+def _uniform(words, draw):
+    return 1 + rate(draw, "float32") * uniform(words)
+
+
+# From noise to outputs
+
+
+def _select(inputs, dropped, draw):
+    return ops.where(dropped, ops.zeros_like(inputs), inputs)
+
+
+def _select_and_scale(inputs, dropped, draw):
+    kept_inputs = scale(inputs, 1 / kept(draw, wide(inputs.dtype)))
+    return _select(kept_inputs, dropped, draw)
+
+
+def _multiply(inputs, noise, draw):
+    return scale(inputs, noise)
+
+
+def _alpha_factor(draw, dtype):
+    """The `a` of section 3 of the paper, from the rate and the dropped value."""
+    share = rate(draw, dtype) * (_SELU_ALPHA * _SELU_SCALE) ** 2
+    return ops.rsqrt(kept(draw, dtype) * (1 + share))
+
+
+def _alpha(inputs, dropped, draw):
+    dtype, lowest = wide(inputs.dtype), -_SELU_ALPHA * _SELU_SCALE
+    a = _alpha_factor(draw, dtype)
+    b = -a * rate(draw, dtype) * lowest
+    outputs = ops.where(dropped, lowest, ops.cast(inputs, dtype)) * a + b
+    return ops.cast(outputs, inputs.dtype)
+
+
+def _alpha_gradient(inputs, dropped, draw):
+    factor = _alpha_factor(draw, wide(inputs.dtype))
+    return _select(scale(inputs, factor), dropped, draw)
+
+
+INVERTED = Kernel(dropped, _select_and_scale, _select_and_scale)
+VANILLA = Kernel(dropped, _select, _select)
+GAUSSIAN = Kernel(_gaussian, _multiply, _multiply)
+UNIFORM = Kernel(_uniform, _multiply, _multiply)
+ALPHA = Kernel(dropped, _alpha, _alpha_gradient)
+
+
+# How a kernel is run
+
+
+def apply(kernel, inputs, draw, rows, noise_shape=None):
+    """Run a kernel on inputs; its gradient runs its linear part, with the same noise.
+
+    Args:
+        kernel: `Kernel`.
         inputs: Float tensor `(batch, ...)`.
         draw: Integer vector `[seed, salt, number, threshold, ...]`.
-        rows: uint32 tensor `(n, 2)` that names the rows of the mask.
-        noise_shape: Tuple of the mask's dimensions, `None` for the inputs' own; it
-            broadcasts to the inputs' shape.
-        inverted: Whether what is kept is scaled by `1 / (1 - rate)`.
+        rows: uint32 tensor `()`, `(batch, 2)` or `(1, 2)`, as said above.
+        noise_shape: Tuple of the noise's dimensions, `None` for the inputs' own; it
+            broadcasts to the inputs' shape, and `rows` decides over the first.
 
     Returns:
         Tensor of the inputs' shape and dtype.
     """
-    kernel = _compiled(_bernoulli, ("noise_shape", noise_shape), ("inverted", inverted))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
+        if inputs.shape.rank is None:
+            if noise_shape is not None:
+                raise ValueError(
+                    "A `noise_shape` takes inputs of a known rank. "
+                    f"Received: noise_shape={noise_shape}"
+                )
+            flat = tf.reshape(inputs, (tf.shape(inputs)[0], -1))
+            return tf.reshape(apply(kernel, flat, draw, rows), tf.shape(inputs))
+        _check_sizes(noise_shape or (), inputs)
+        if tf.executing_eagerly():
+            of = (inputs.dtype, inputs.shape.rank)
+            return _traced(of, kernel, noise_shape)(inputs, draw, rows)
+    return _differentiable(kernel, noise_shape, inputs, draw, rows)
+
+
+def _check_sizes(noise_shape, inputs):
+    """What `check_broadcast` could not see: sizes known only at run time."""
+    import tensorflow as tf
+
+    for place, size in enumerate(reversed(noise_shape), start=1):
+        if size not in (None, 1) and inputs.shape[-place] is None:
+            tf.debugging.assert_equal(
+                tf.shape(inputs)[-place],
+                size,
+                f"`noise_shape` {noise_shape} must broadcast to the inputs' shape",
+            )
+
+
+@functools.cache
+def _traced(of, kernel, noise_shape):
+    """`_differentiable` as a graph, whose sizes are unknown when they have changed.
+
+    So eager calls do not compile for each new shape either.
+    """
+    import tensorflow as tf
+
+    def call(inputs, draw, rows):
+        return _differentiable(kernel, noise_shape, inputs, draw, rows)
+
+    return tf.function(call, autograph=False, reduce_retracing=True)
+
+
+def _differentiable(kernel, noise_shape, inputs, draw, rows):
     @ops.custom_gradient
-    def drop(inputs, draw, rows):
+    def call(inputs, draw, rows):
+        # Of this graph, so that the gradient of a gradient finds them.
+        draw, rows = ops.stop_gradient(draw), ops.stop_gradient(rows)
+
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            return bernoulli(upstream, draw, rows, noise_shape, inverted), None, None
+            linear = kernel._replace(forward=kernel.backward)
+            return (
+                _differentiable(linear, noise_shape, upstream, draw, rows),
+                None,
+                None,
+            )
 
-        return kernel(inputs, draw, rows), gradient
+        return _run(kernel, noise_shape, inputs, draw, rows), gradient
 
-    return drop(inputs, draw, rows)
+    return call(inputs, draw, rows)
+
+
+def _run(kernel, noise_shape, inputs, draw, rows):
+    if plain.get():
+        return _fused(kernel, noise_shape, inputs, draw, rows)
+    if None in inputs.shape[1:]:
+        return _padded(kernel, noise_shape, inputs, draw, rows)
+    # A function for each shape, since TensorFlow warns of one that is traced often.
+    of = (inputs.dtype, *inputs.shape)
+    return _compiled(_fused, of, kernel, noise_shape)(inputs, draw, rows)
+
+
+@functools.cache
+def _compiled(function, of, *static):
+    """A function as one fused pass, which stands in a graph like a single op."""
+    function = functools.partial(function, *static)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    if keras.backend.backend() == "jax":
+        import jax  # ty: ignore[import-not-found]
+
+        return jax.jit(function)
+    return function
+
+
+def _fused(kernel, noise_shape, inputs, draw, rows):
+    shape = ops.shape(inputs)
+    sizes = _sizes(noise_shape, shape)
+    noise = _noise(kernel, draw, _named(rows, shape), math.prod(sizes))
+    return _combined(kernel, noise, sizes, inputs, draw)
+
+
+def _padded(kernel, noise_shape, inputs, draw, rows):
+    """The same for sizes known only at run time, of which there may be many.
+
+    Only the noise is compiled, for sizes that are powers of four.
+    """
+    import tensorflow as tf
+
+    shape = ops.shape(inputs)
+    sizes = _sizes(noise_shape, shape)
+    count = functools.reduce(operator.mul, sizes, 1)
+    bits_of_count = tf.math.log(tf.cast(count, "float64")) / math.log(4)
+    padded = 4 ** tf.cast(tf.math.ceil(bits_of_count), "int32")
+    draw_noise = _compiled(_noise_like, None, kernel)
+    noise = draw_noise(draw, _named(rows, shape), tf.zeros([padded], "bool"))
+    return _combined(kernel, noise[:, :count], sizes, inputs, draw)
+
+
+def _sizes(noise_shape, shape):
+    """The noise's dimensions after the first."""
+    if noise_shape is None:
+        return shape[1:]
+    noise_shape = (1,) * (len(shape) - len(noise_shape)) + noise_shape
+    return [s if n is None else n for n, s in zip(noise_shape, shape, strict=True)][1:]
+
+
+def _named(rows, shape):
+    """The rows as two words for each."""
+    if len(rows.shape):
+        return rows
+    count = shape[0] if shape else 1
+    # XLA lacks an unsigned range
+    rows = rows + ops.cast(ops.arange(count, dtype="int32"), "uint32")
+    return ops.stack([rows, ops.zeros_like(rows)], axis=1)
+
+
+def _noise(kernel, draw, rows, size):
+    seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
+    words = bits.words(bits.fold(seed, salt, number), rows, size)
+    return kernel.noise(words, draw)
+
+
+def _noise_like(kernel, draw, rows, like):
+    return _noise(kernel, draw, rows, ops.shape(like)[0])
+
+
+def _combined(kernel, noise, sizes, inputs, draw):
+    shape = ops.shape(inputs)
+    noise = ops.reshape(noise, (ops.shape(noise)[0], *sizes) if shape else ())
+    return kernel.forward(inputs, ops.broadcast_to(noise, shape), draw)

@@ -1,5 +1,17 @@
 """The drop layers."""
 
-from kdrop.layers.units import InvertedDropout, VanillaDropout
+from kdrop.layers.units import (
+    AlphaDropout,
+    GaussianDropout,
+    InvertedDropout,
+    UniformDropout,
+    VanillaDropout,
+)
 
-__all__ = ["InvertedDropout", "VanillaDropout"]
+__all__ = [
+    "AlphaDropout",
+    "GaussianDropout",
+    "InvertedDropout",
+    "UniformDropout",
+    "VanillaDropout",
+]

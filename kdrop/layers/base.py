@@ -1,18 +1,42 @@
 """The base of every drop layer: its rate, its draws, and when it drops."""
 
+import collections
 import contextvars
 import numbers
 import random
 import zlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdrop import kernels
 
-# Whether the model is being sampled at inference. `Sampler.call` alone sets it, so that
-# it is traced together with the call that it belongs to.
-sampling = contextvars.ContextVar("sampling", default=False)
+# What the drop layers draw while a model is sampled at inference: a `Sampling`, or
+# `None`. It is set by the function that is traced with it, never around another.
+sampling = contextvars.ContextVar("sampling", default=None)
+
+
+class Sampling:
+    """Draws in place of the layers' own, or, without a seed, the layers' own.
+
+    Args:
+        seed: Integer or scalar integer tensor in place of the layers' seeds.
+        rows: uint32 tensor `(batch, 2)` that names the rows being computed: the first
+            word stands for the pass, the second for the example in it.
+    """
+
+    def __init__(self, seed=None, rows=None):
+        self.seed, self.rows = seed, rows
+        self._calls = collections.Counter()
+
+    def draw(self, layer, state):
+        """The draw of a layer's next call, and of no other call or layer."""
+        number = self._calls[layer]
+        self._calls[layer] += 1
+        seed = ops.cast(self.seed, state.dtype)
+        number = ops.full_like(seed, number)
+        return ops.stack([seed, state[1], number, state[3], state[4]])
 
 
 def check_rate(rate):
@@ -94,19 +118,22 @@ class Draws(keras.Layer):
                 aggregation="none",
                 name="draws",
             )
+        self._one = np.array([0, 0, 1, 0, 0], dtype=self.generator.state.dtype)
         # A function and not a variable, which Keras would track as a weight.
         self.clock = None
         self.built = True
 
     def next(self):
         """The vector `[seed, salt, number, threshold, offset]` of a new draw."""
-        state = self.generator.state * 1  # a copy, from before the assignment below
-        if self.clock is not None and not sampling.get():
-            number = state[4] + ops.cast(self.clock(), state.dtype)
+        active = sampling.get()
+        if active is not None and active.seed is not None:
+            return active.draw(self, ops.convert_to_tensor(self.generator.state))
+        state = self.generator.state.value + self._one
+        if self.clock is not None and active is None:
+            # However often the step is recomputed, this is the same number.
+            number = state[4] + ops.cast(self.clock(), state.dtype) + 1
             state = ops.stack([state[0], state[1], number, state[3], state[4]])
-        one = ops.convert_to_tensor([0, 0, 1, 0, 0], dtype=state.dtype)
-        # With a clock this writes the same value however often the step is recomputed.
-        self.generator.state.assign(state + one)
+        self.generator.state.assign(state)
         return state
 
     def kept(self, dtype):
@@ -205,12 +232,24 @@ class Drop(keras.Layer):
     def call(self, inputs, training=False):
         inputs = ops.convert_to_tensor(inputs)
         self.check(inputs)
-        if training or sampling.get():
-            return self.drop(inputs, self.draws.next(), row_ids(inputs))
+        if training or sampling.get() is not None:
+            return self.drop(inputs, self.draws.next(), self._rows(inputs))
         return self.rest(inputs)
 
     def rest(self, inputs):
         return inputs
+
+    def shares_batch(self, inputs):
+        """Whether one decision holds for all rows of the batch."""
+        return False
+
+    def _rows(self, inputs):
+        """The rows of the mask, in one of the forms that kernels take."""
+        shared, active = self.shares_batch(inputs), sampling.get()
+        if active is not None and active.rows is not None:
+            # A pass shares a mask: passes lie side by side in the batch.
+            return active.rows * np.array([1, 0], "uint32") if shared else active.rows
+        return np.zeros((1, 2), "uint32") if shared else first_row(inputs)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -223,23 +262,16 @@ class Drop(keras.Layer):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
-def row_ids(inputs):
-    """uint32 tensor `(batch, 2)`: the place of each row in the global batch, and 0."""
-    shape = ops.shape(inputs)
-    batch = shape[0] if shape else 1
-    rows = ops.cast(ops.arange(batch, dtype="int32"), "uint32")
-    if keras.backend.backend() == "tensorflow":
-        rows = rows + ops.cast(_rows_before(batch), "uint32")
-    return ops.stack([rows, ops.zeros_like(rows)], axis=1)
-
-
-def _rows_before(batch):
-    """How many rows of the global batch are on the replicas before this one."""
+def first_row(inputs):
+    """uint32 scalar: how many rows of the global batch are on replicas before this."""
+    if keras.backend.backend() != "tensorflow":
+        return np.zeros((), "uint32")
     import tensorflow as tf
 
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
-        return 0
+        return np.zeros((), "uint32")
+    batch = tf.shape(inputs)[0] if inputs.shape.rank != 0 else 1
     number, count = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
     try:
         own = tf.one_hot(number, count, dtype="int64") * tf.cast(batch, "int64")
@@ -247,5 +279,5 @@ def _rows_before(batch):
     except RuntimeError:
         # Replicas cannot meet inside a function of their own, as in a loop over time:
         # equal shares are assumed there.
-        return number * batch
-    return tf.cumsum(sizes, exclusive=True)[number]
+        return tf.cast(number * batch, "uint32")
+    return tf.cast(tf.cumsum(sizes, exclusive=True)[number], "uint32")
