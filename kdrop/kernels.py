@@ -108,7 +108,7 @@ def dropped(words, draw):
 
 def uniform(words):
     """Words as float32 numbers spread evenly over (-1, 1), symmetric about 0."""
-    return (ops.cast(ops.view(words, "int32"), "float32") + 0.5) * 2.0**-31
+    return (ops.cast(ops.cast(words, "int32"), "float32") + 0.5) * 2.0**-31
 
 
 def normal(words):
@@ -119,7 +119,7 @@ def normal(words):
     whose two polynomials one quotient replaces). The relative error is below 1e-6 in
     exact arithmetic, out to the 6.3 deviations that a word can hold.
     """
-    signed = ops.view(words, "int32")
+    signed = ops.cast(words, "int32")
     sign = ops.right_shift(signed, 31)  # 0 or -1
     below = ops.bitwise_xor(signed, sign)  # of the magnitude: |x| = (below + .5) / 2^31
     x = (ops.cast(below, "float32") + 0.5) * 2.0**-31
@@ -233,24 +233,26 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
                 )
             flat = tf.reshape(inputs, (tf.shape(inputs)[0], -1))
             return tf.reshape(apply(kernel, flat, draw, rows), tf.shape(inputs))
-        _check_sizes(noise_shape or (), inputs)
+        if noise_shape is not None:
+            inputs = _checked(inputs, noise_shape)
         if tf.executing_eagerly():
             of = (inputs.dtype, inputs.shape.rank)
             return _traced(of, kernel, noise_shape)(inputs, draw, rows)
     return _differentiable(kernel, noise_shape, inputs, draw, rows)
 
 
-def _check_sizes(noise_shape, inputs):
-    """What `check_broadcast` could not see: sizes known only at run time."""
+def _checked(inputs, noise_shape):
+    """The inputs, once sizes that `check_broadcast` could not know have been seen."""
     import tensorflow as tf
 
-    for place, size in enumerate(reversed(noise_shape), start=1):
-        if size not in (None, 1) and inputs.shape[-place] is None:
-            tf.debugging.assert_equal(
-                tf.shape(inputs)[-place],
-                size,
-                f"`noise_shape` {noise_shape} must broadcast to the inputs' shape",
-            )
+    message = f"`noise_shape` {noise_shape} must broadcast to the inputs' shape"
+    seen = [
+        tf.debugging.assert_equal(tf.shape(inputs)[-place], size, message)
+        for place, size in enumerate(reversed(noise_shape), start=1)
+        if size not in (None, 1) and inputs.shape[-place] is None
+    ]
+    with tf.control_dependencies(seen):
+        return tf.identity(inputs) if seen else inputs
 
 
 @functools.cache

@@ -1,9 +1,17 @@
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import pytest
 import tensorflow as tf
+
+# What is to hold on every backend; the rest is of TensorFlow.
+EVERYWHERE = {f"test_{name}.py" for name in ("bits", "kernels", "layers", "schedules")}
+if keras.backend.backend() != "tensorflow":
+    tests = Path(__file__).parent.glob("test_*.py")
+    collect_ignore = [path.name for path in tests if path.name not in EVERYWHERE]
 
 # Two devices on any machine, before TensorFlow starts: for `MirroredStrategy`.
 _CPU = tf.config.list_physical_devices("CPU")[0]

@@ -1,5 +1,7 @@
 """The pieces of a kernel, each by itself."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from keras import ops
@@ -24,12 +26,31 @@ def test_threshold_is_the_rate_to_the_last_of_32_bits(rate, expected):
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 2**31, 2**32 - 2**8, 2**32 - 1])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_kept_is_exact_to_the_dtype_at_both_ends(threshold, dtype):
-    draw = ops.convert_to_tensor([0, 0, 0, threshold], dtype="int64")
-    kept = ops.convert_to_numpy(kernels.kept(draw, dtype))
-    expected = (2**32 - threshold) / 2**32
-    np.testing.assert_allclose(kept, expected, rtol=2 * np.finfo(dtype).eps)
+def test_rate_and_kept_are_exact_to_the_dtype_at_both_ends(threshold):
+    draw = ops.convert_to_tensor(np.array([0, 0, 0, threshold], "uint32"))
+    expected = {kernels.rate: threshold, kernels.kept: 2**32 - threshold}
+    for function, numerator in expected.items():
+        found = ops.convert_to_numpy(function(draw, "float32"))
+        np.testing.assert_allclose(found, numerator / 2**32, rtol=3e-7)
+
+
+def test_normal_is_the_inverse_of_the_distribution_function():
+    """Against the exact probabilities of the standard library, to the last word."""
+    ends = [0, 1, 2, 2**31 - 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1]
+    words = np.random.default_rng(0).integers(0, 2**32, 10_000, dtype=np.uint32)
+    words = np.concatenate([np.array(ends, "uint32"), words])
+    found = ops.convert_to_numpy(kernels.normal(ops.convert_to_tensor(words)))
+    signed = words.astype("int32").astype("float64")
+    below = (np.minimum(signed, -1 - signed) + 2**31 + 0.5) / 2**32  # the nearer tail
+    exact = np.array([NormalDist().inv_cdf(p) for p in below])
+    np.testing.assert_allclose(-np.abs(found), exact, rtol=1e-6)
+    np.testing.assert_array_equal(found < 0, signed < 0)
+
+
+def test_uniform_fills_the_interval_evenly():
+    words = np.array([0, 2**30, 2**31 - 1, 2**31, 3 * 2**30, 2**32 - 1], "uint32")
+    found = ops.convert_to_numpy(kernels.uniform(ops.convert_to_tensor(words)))
+    np.testing.assert_allclose(found, [0, 0.5, 1, -1, -0.5, 0], atol=1e-6)
 
 
 def test_check_broadcast_takes_what_broadcasts():

@@ -1,11 +1,20 @@
 """The laws of the units layers, against the algorithms in NumPy."""
 
+from statistics import NormalDist
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kdrop import InvertedDropout, VanillaDropout, reference
+from kdrop import (
+    AlphaDropout,
+    GaussianDropout,
+    InvertedDropout,
+    UniformDropout,
+    VanillaDropout,
+    reference,
+)
 
 INPUTS = np.random.default_rng(0).normal(size=(32, 100))
 UPSTREAM = np.random.default_rng(1).normal(size=(32, 100))
@@ -99,3 +108,80 @@ def test_vanilla_equals_inverted_with_scaled_weights():
     inverted = InvertedDropout(rate, seed=1, name="d")(inputs, training=True)
     dense.kernel.assign(dense.kernel * (1 - rate))
     np.testing.assert_allclose(dense(inverted), vanilla, rtol=1e-4, atol=1e-5)
+
+
+def variance_bound(variance, fourth, count, deviations=5):
+    """How far the variance of a sample may be off: from its fourth central moment."""
+    return deviations * np.sqrt((fourth - variance**2) / count)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
+def test_gaussian_noise_has_mean_one_and_variance_rate_over_keep(rate):
+    layer = GaussianDropout(rate, seed=1, name="drop")
+    noise = layer(tf.ones((1000, 1000)), training=True).numpy().astype("float64")
+    variance = rate / (1 - rate)
+    assert abs(noise.mean() - 1) < 5 * np.sqrt(variance / noise.size)
+    bound = variance_bound(variance, 3 * variance**2, noise.size)
+    assert abs(noise.var() - variance) < bound
+    # Kolmogorov and Smirnov: above 1.95 / sqrt(n) in one case of a thousand.
+    z = np.sort((noise - 1).ravel() / np.sqrt(variance))[::10]
+    cdf = np.array([NormalDist().cdf(value) for value in z])
+    assert np.max(np.abs(cdf - (np.arange(z.size) + 0.5) / z.size)) < 1.95 / 1000
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.5, 0.9])
+def test_uniform_noise_stays_within_the_rate(rate):
+    layer = UniformDropout(rate, seed=1, name="drop")
+    noise = layer(tf.ones((1000, 1000)), training=True).numpy().astype("float64") - 1
+    assert np.abs(noise).max() <= rate + 1e-6
+    counts, _ = np.histogram(noise, 20, (-rate, rate))
+    expected = noise.size / 20
+    # Chi-squared with 19 degrees of freedom: above 60 in three cases of a million.
+    assert np.sum((counts - expected) ** 2 / expected) < 60
+
+
+def test_alpha_keeps_mean_and_variance_through_ten_selu_layers():
+    keras.utils.set_random_seed(0)
+    values = np.random.default_rng(0).normal(size=(2000, 500)).astype("float32")
+    for number in range(10):
+        dense = keras.layers.Dense(
+            500, activation="selu", kernel_initializer="lecun_normal"
+        )
+        values = dense(values)
+        values = AlphaDropout(0.1, seed=1, name=f"drop_{number}")(values, training=True)
+    values = values.numpy()
+    # The fixed point of SELU is that of infinite width: for 500 units allow 10 %.
+    assert abs(values.mean()) < 0.1 and abs(values.var() - 1) < 0.1
+
+
+def test_alpha_keeps_mean_and_variance_of_one_layer():
+    inputs = tf.constant(np.random.default_rng(0).normal(size=(1000, 1000)), "float32")
+    for rate in (0.05, 0.5, 0.9):
+        layer = AlphaDropout(rate, seed=1, name="drop")
+        values = layer(inputs, training=True).numpy().astype("float64")
+        fourth = np.mean((values - values.mean()) ** 4)
+        assert abs(values.mean()) < 5 / np.sqrt(values.size)
+        assert abs(values.var() - 1) < variance_bound(1, fourth, values.size)
+
+
+def test_alpha_drops_whole_channels_by_its_noise_shape():
+    layer = AlphaDropout(0.5, noise_shape=(None, 1, 1, None), seed=1)
+    outputs = layer(tf.ones((16, 3, 5, 8)), training=True).numpy()
+    assert (outputs == outputs[:, :1, :1]).all()
+
+
+def test_dropout_on_linear_regression_is_ridge_regression():
+    """By training on the average over masks: Srivastava et al., 2014, section 9.1."""
+    rng = np.random.default_rng(0)
+    inputs, rate = rng.normal(size=(200, 5)) * [1, 2, 3, 1, 0.5], 0.3
+    targets = inputs @ [1, -2, 0.5, 3, 1] + rng.normal(size=200)
+    gamma = np.diag(np.diag(inputs.T @ inputs))
+    ridge = np.linalg.solve(
+        inputs.T @ inputs + rate / (1 - rate) * gamma, inputs.T @ targets
+    )
+    layer = InvertedDropout(rate, seed=1, name="drop")
+    many = layer(np.tile(inputs, (5000, 1)).astype("float32"), training=True)
+    many = many.numpy().astype("float64")
+    fitted = np.linalg.lstsq(many, np.tile(targets, 5000), rcond=None)[0]
+    # A million rows: the standard error of a weight is about 1e-3 of its size.
+    np.testing.assert_allclose(fitted, ridge, rtol=0.02, atol=0.01)

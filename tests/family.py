@@ -1,0 +1,161 @@
+"""The family of layers as the contract sees it, on the TensorFlow and JAX backends."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+import kdrop
+
+BACKEND = keras.backend.backend()
+DEVIATIONS = 5  # a binomial count is further off in one case of 1.7 million
+
+
+class Case(NamedTuple):
+    """One layer, and how to look at its draws."""
+
+    layer: type
+    settings: dict[str, Any] = {}  # besides rate, seed and name
+    shape: tuple[int, ...] = (64, 256)  # of the inputs
+    # From the outputs to those that are decided independently, `(examples, ...)`.
+    decisions: Callable[[np.ndarray], np.ndarray] = lambda outputs: outputs
+    dropped: bool = True  # whether units are set to a value, with the rate's frequency
+    # What dropped ones become; by default 0.
+    lowest: Callable[[float], float] = lambda rate: 0.0
+    scales_at_rest: bool = False
+
+    def make(self, rate=0.5, seed=1, name="drop", **settings):
+        return self.layer(rate, seed=seed, name=name, **self.settings, **settings)
+
+    def ones(self, dtype="float32"):
+        return keras.ops.ones(self.shape, dtype)
+
+    def draw(self, layer, dtype="float32"):
+        """What a new draw makes of ones, in NumPy."""
+        return self.seen(layer(self.ones(dtype), training=True))
+
+    def seen(self, outputs):
+        return self.decisions(numpy(outputs))
+
+
+def numpy(tensor):
+    return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
+
+
+def alpha_lowest(rate):
+    """Klambauer et al., 2017, section 3, written out."""
+    lowest, keep = -1.7580993408473766, 1 - rate
+    a = (keep + lowest**2 * keep * rate) ** -0.5
+    return a * lowest - a * rate * lowest
+
+
+FAMILY = {
+    case.layer.__name__: case
+    for case in (
+        Case(kdrop.InvertedDropout),
+        Case(kdrop.VanillaDropout, scales_at_rest=True),
+        Case(kdrop.GaussianDropout, dropped=False),
+        Case(kdrop.UniformDropout, dropped=False),
+        Case(kdrop.AlphaDropout, lowest=alpha_lowest),
+    )
+}
+every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
+DROPPING = {name: case for name, case in FAMILY.items() if case.dropped}
+every_dropping_layer = pytest.mark.parametrize("case", DROPPING.values(), ids=DROPPING)
+# What the base does is the same for all: these stand for the others.
+every_base = pytest.mark.parametrize(
+    "layer_class", [kdrop.InvertedDropout, kdrop.VanillaDropout]
+)
+
+
+def dropped(layer, shape=(64, 256), dtype="float32"):
+    """Which elements the layer's next draw drops, as a NumPy mask."""
+    return numpy(layer(keras.ops.ones(shape, dtype), training=True)) == 0
+
+
+def assert_independent(one, other):
+    """Two draws correlate no more than independent ones do."""
+    one, other = (np.ravel(x).astype("float64") for x in (one, other))
+    correlation = np.corrcoef(one, other)[0, 1]
+    assert abs(correlation) < DEVIATIONS / np.sqrt(one.size)
+
+
+def assert_frequency(mask, rate):
+    """As many are set as a binomial law of this rate allows."""
+    bound = DEVIATIONS * np.sqrt(rate * (1 - rate) * mask.size)
+    assert abs(mask.sum() - rate * mask.size) <= bound
+
+
+def assert_close(one, other):
+    """Equal to 1e-6: compilers fuse floats differently."""
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def traced(layer, **settings):
+    """A function of the inputs that calls the layer in training, compiled."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(lambda x: layer(x, training=True), **settings)
+    import jax
+
+    compiled = jax.jit(lambda state, x: layer.stateless_call([], state, x, True))
+
+    def call(inputs):
+        variables = layer.non_trainable_variables
+        outputs, state = compiled([v.value for v in variables], inputs)
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+        return outputs
+
+    return call
+
+
+def gradient(layer, inputs, upstream):
+    """Outputs in training, and the gradient of their product with `upstream`."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=True)
+        return outputs, tape.gradient(outputs, inputs, upstream)
+    import jax
+
+    state = [v.value for v in layer.non_trainable_variables]
+    outputs, pull = jax.vjp(
+        lambda x: layer.stateless_call([], state, x, training=True)[0], inputs
+    )
+    return outputs, pull(upstream)[0]
+
+
+def network(layer_class):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(32, activation="relu"),
+            layer_class(0.5, seed=3, name="drop_1"),
+            keras.layers.Dense(32, activation="relu"),
+            layer_class(0.5, seed=3, name="drop_2"),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def regression(count=32):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(count, 8)).astype("float32")
+    return inputs, inputs[:, :1]
+
+
+def fit(model, epochs=2, **settings):
+    settings = {"batch_size": 8, "shuffle": False, "verbose": 0, **settings}
+    return model.fit(*regression(), epochs=epochs, **settings)
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
