@@ -117,10 +117,9 @@ def draws(axis, first, count, size=4096, seed=0):
 def stream(axis, size, seed):
     """Chunks of words, without end."""
     if axis == "long":
-        for draw, start in itertools.product(
-            itertools.count(), range(0, LONGEST, CHUNK)
-        ):
-            yield part(start, CHUNK, seed, zlib.crc32(b"drop_1"), draw)
+        for draw in itertools.count():
+            for start in range(0, LONGEST, CHUNK):
+                yield part(start, CHUNK, seed, zlib.crc32(b"drop_1"), draw)
     count = max(1, CHUNK // size)
     for first in itertools.count(0, count):
         yield draws(axis, first, count, size, seed)
