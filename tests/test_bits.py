@@ -7,6 +7,7 @@ names, rows and draw numbers, and over the positions of a long draw. One block i
     python -m pytest tests/test_bits.py --blocks 64
 """
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def block(axis, number, lag=0):
     """2^22 words of an axis, or their neighbours: an array `(DRAWS, SIZE)`."""
     if axis == "long":
         start = number * DRAWS * SIZE + lag
-        return words.part(start, DRAWS * SIZE).reshape(DRAWS, SIZE)
+        return words.part(start, DRAWS * SIZE, salt=words.SALT).reshape(DRAWS, SIZE)
     return words.draws(axis, number * DRAWS + lag, DRAWS, SIZE)
 
 
@@ -323,10 +324,16 @@ def test_any_two_masks_of_a_small_rate_share_drops_as_by_chance(axis, blocks):
         )
 
 
+def test_a_stream_goes_on_where_its_chunk_ended(axis):
+    first, second = itertools.islice(words.stream(axis, SIZE, seed=0), 2)
+    assert (np.reshape(first, (DRAWS, SIZE)) == block(axis, 0)).all()
+    assert (np.reshape(second, (DRAWS, SIZE)) == block(axis, 1)).all()
+
+
 def test_the_command_streams_words_until_the_pipe_closes():
     command = [sys.executable, Path(words.__file__), "names", "--draw-words", "1024"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
         streamed = np.frombuffer(run.stdout.read(2**14), "<u4").reshape(4, 1024)
         run.stdout.close()

@@ -48,6 +48,7 @@ from keras import ops
 from kdrop import bits
 
 AXES = ("seeds", "names", "rows", "draws")
+SALT = zlib.crc32(b"drop_1")
 CHUNK = 2**22
 LONGEST = 2**31 - CHUNK
 
@@ -102,7 +103,7 @@ def part(start, size, seed=0, salt=0, draw=0, row=(0, 0)):
 def draws(axis, first, count, size=4096, seed=0):
     """Draws `first` to `first + count` along an axis: uint32 array `(count, size)`."""
     along = np.arange(first, first + count)
-    key = {"seed": seed, "salt": zlib.crc32(b"drop_1")}
+    key = {"seed": seed, "salt": SALT}
     if axis == "seeds":
         key["seed"] = seed + along
     elif axis == "names":
@@ -119,7 +120,7 @@ def stream(axis, size, seed):
     if axis == "long":
         for draw in itertools.count():
             for start in range(0, LONGEST, CHUNK):
-                yield part(start, CHUNK, seed, zlib.crc32(b"drop_1"), draw)
+                yield part(start, CHUNK, seed, SALT, draw)
     count = max(1, CHUNK // size)
     for first in itertools.count(0, count):
         yield draws(axis, first, count, size, seed)
