@@ -20,6 +20,12 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--blocks", type=int, default=1, help="test_bits.py: of 2^22 random words"
+    )
+
+
 @pytest.fixture(scope="session")
 def strategy():
     """One for all tests: the collectives of two in one process can collide."""
