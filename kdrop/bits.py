@@ -2,9 +2,10 @@
 
 Nothing here has a state. A key is two 32-bit words, made from a layer's seed, its
 name and the number of its draw; each row of a batch turns the key into two words of
-its own; an element's word is a hash of its position under those two. All of it is
-32-bit arithmetic in `keras.ops`, so that eager mode, graphs, XLA and the TensorFlow
-and JAX backends give the same bits.
+its own; an element's word is a hash of its position under those two. The hash is not a
+permutation of the positions, which would spread the words of a long row too evenly.
+All of it is 32-bit arithmetic in `keras.ops`, so that eager mode, graphs, XLA and the
+TensorFlow and JAX backends give the same bits.
 """
 
 import numpy as np
@@ -81,12 +82,13 @@ def words(key, rows, size):
     Args:
         key: Two scalar uint32 tensors, from `fold`.
         rows: uint32 tensor `(n, 2)`: two words that name each row.
-        size: Positions in a row: an integer or a scalar tensor, at most 2^31.
+        size: Positions in a row: an integer or a scalar tensor, less than 2^31.
 
     Returns:
-        uint32 tensor `(n, size)`. Within a row no word repeats: a row is a part of a
-        permutation of all 32-bit words.
+        uint32 tensor `(n, size)`.
     """
     first, second = threefry(key, (rows[:, 0], rows[:, 1]))
     position = _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range
-    return _finalise(_finalise(position + first[:, None]) + second[:, None])
+    position = position + first[:, None]
+    # What was hashed, once more: else no word would repeat within a row.
+    return ops.bitwise_xor(_finalise(_finalise(position) + second[:, None]), position)
