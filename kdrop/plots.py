@@ -53,7 +53,7 @@ def curves(path: Path, histories: Histories) -> None:
             with a schedule `rate_` and the name of each layer: drawn in a third panel.
     """
     rated = any(_rates(history) for history in histories.values())
-    figure = Figure((10.2 if rated else 7.2, 3.3), layout="constrained")
+    figure = Figure((7.2, 3.3), layout="constrained")
     longest = max(len(history["epoch"]) for history in histories.values())
     stretch = -(-longest // LINE_POINTS)
     loss, accuracy, *more = figure.subplots(1, 2 + rated, sharex=True)
