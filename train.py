@@ -119,10 +119,12 @@ def read() -> Command:
     except SystemExit as end:
         if not end.code:
             raise
-    title, *box = re.sub(r"\x1b\[[\d;]*m|[│╭╰╮╯]", "", told.getvalue()).splitlines()
-    box = " ".join(line.strip() for line in box)
-    sentence = re.split(r"\s*──+\s*", box)[0].removeprefix("Error parsing ").rstrip(".")
-    if meant := re.search(r"Perhaps you meant:\s+(--[\w-]+)", box):
+    # It comes in a box: a title, and between rules the sentence and a page of help.
+    text = re.sub(r"\x1b\[[\d;]*m|[│╭╰╮╯]", "", told.getvalue()).partition("\n")[2]
+    parts = re.split(r"^\s*[─-]{2,}\s*$", text, flags=re.MULTILINE)
+    sentence = " ".join(next(part for part in parts if part.strip()).split())
+    sentence = sentence.removeprefix("Error parsing ").rstrip(".")
+    if meant := re.search(r"Perhaps you meant:\s+(--[\w-]+)", text):
         sentence += f": did you mean {meant[1]}?"
     raise BadInput(sentence)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kdrop import plots
 from kdrop.data import BadInput, Data
-from kdrop.experiment import Experiment, Run, load_data, train
+from kdrop.experiment import Experiment, Run, load_data, network, train
 from kdrop.export import check_writable, export
 from kdrop.progress import Recorder, Unfinished
 
@@ -75,6 +75,8 @@ def compare(
         for each in experiments
     ]
     data = load_data(experiments[0], data_dir)
+    for each in experiments:
+        network(each, data)  # what cannot be built is refused before hours of training
     compared, kept = [], []
     for group in seeded:
         runs: list[Run] = []

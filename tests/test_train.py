@@ -113,7 +113,7 @@ def test_a_schedule_is_in_the_record_and_not_for_the_run_without_dropout(
     assert [each["rates"] for each in records] == [{}, {"drop_1": 0.0}]
     with open(tmp_path / "saved_models/spiral-vanilla-dropout/1/history.csv") as file:
         rates = [float(row["rate_drop_1"]) for row in csv.DictReader(file)]
-    assert rates == [0.0] * 4 or rates[0] < 0.4
+    assert rates == [0.4, 0.0, 0.0, 0.0]  # the steps of an epoch share a rate
 
 
 @pytest.mark.parametrize("said", ["none", "None"])
