@@ -3,17 +3,22 @@
 python train.py                            # the spiral: none, inverted, vanilla
 python train.py cifar10 --train-size 5000  # the same three on a small AlexNet
 python train.py cifar10 --dropout InvertedDropout --rate 0.5 --epochs 40 --seed 3
+python train.py --schedule early           # drop in the first sixth of training only
 python train.py --seeds 5                  # mean and deviation over five seeds
 python train.py --resume                   # go on after a stop
 """
 
+import contextlib
+import io
 import logging
 import os
+import re
 import signal
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args
 
 # Until the work begins there is nothing to stop cleanly, and TensorFlow's start writes
 # to the terminal whatever its log level is.
@@ -27,45 +32,110 @@ try:
     from rich.console import Console
 
     from kdrop.data import BadInput
-    from kdrop.experiment import Experiment
+    from kdrop.experiment import DEFAULTS, Experiment
     from kdrop.studies import compare
+except ModuleNotFoundError as error:
+    os.dup2(terminal, 2)
+    print(f"train.py: {error}: pip install '.[train]'", file=sys.stderr)
+    sys.exit(2)
 finally:
     os.dup2(terminal, 2)
 
 DESCRIPTION = "Train networks with dropout, see what it does, keep SavedModels."
-SIDE_BY_SIDE = ("none", "InvertedDropout", "VanillaDropout")
 
 
 @dataclass(frozen=True)
 class Command(Experiment):
     data: Annotated[str, tyro.conf.Positional] = "spiral"  # spiral, cifar10 or mnist
-    dropout: Annotated[  # ty: ignore[incompatible-attribute-override]
-        str | None,
-        tyro.conf.arg(help="a layer of kdrop, or none; own: three runs side by side"),
-    ] = None
+    # layers of kdrop, or none, to be run side by side
+    dropout: str = "none,InvertedDropout,VanillaDropout"
     seeds: int = 1  # runs of each kind, with seeds from --seed on
     output: Path = Path("saved_models")  # where the models go
-    name: str | None = None  # of the saved model; own: data set and layer
+    name: str | None = None  # of the saved model's folder
     resume: bool = False  # go on from the last finished epoch of the same settings
     tensorboard: Path | None = None  # folder for TensorBoard's logs
-    data_dir: Path | None = None  # of tensorflow-datasets; own: TFDS_DATA_DIR
+    data_dir: Path | None = None  # of tensorflow-datasets
 
     def __post_init__(self):
         """The experiments check themselves."""
 
+    def experiments(self) -> list[Experiment]:
+        """The runs that were asked for."""
+        settings: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in fields(Experiment)
+        }
+        kinds = [kind.strip() for kind in settings.pop("dropout").split(",")]
+        kinds = ["none" if kind.lower() == "none" else kind for kind in kinds]
+        kinds = list(dict.fromkeys(kinds))
+        # Beside others, the run without dropout is not concerned with their rates.
+        plain = dict(settings)
+        if len(kinds) > 1:
+            plain.update(rate=None, input_rate=None, schedule=None)
+        return [
+            Experiment(dropout=kind, **(plain if kind == "none" else settings))
+            for kind in kinds
+        ]
+
+
+# What holds where nothing is said and the data set has no setting of its own.
+UNSAID = {
+    "schedule": "the rate stays",
+    "decay": "a cosine to 0",
+    "name": "data set and layer",
+    "tensorboard": "no logs",
+    "data_dir": "TFDS_DATA_DIR",
+}
+for field in fields(Command):
+    if field.default is None:
+        unsaid = UNSAID.get(field.name, "the network's")
+        if field.name in DEFAULTS["spiral"]:
+            own = [f"{DEFAULTS[name][field.name]} for {name}" for name in DEFAULTS]
+            unsaid = ", ".join(own)
+        hint = tyro.conf.arg(help_behavior_hint=f"(default: {unsaid})")
+        hinted = Annotated[field.type, hint]  # ty: ignore[invalid-type-form]
+        Command.__annotations__[field.name] = hinted
+
+options = tyro.constructors.ConstructorRegistry()
+
+
+@options.primitive_rule
+def unless_said(info: Any) -> Any:
+    """Reads `int | None` as an integer: the option that is not given is `None`."""
+    if info.type_origin is not UnionType:
+        return None
+    given = tyro.constructors.PrimitiveTypeInfo.make(
+        get_args(info.type)[0], info.markers
+    )
+    spec: Any = options.get_primitive_spec(given)
+    return replace(spec, str_from_instance=lambda _: [""])
+
+
+def read() -> Command:
+    """The command line; what cannot be read is told in one sentence."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(Command, description=DESCRIPTION, registry=options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    # It comes in a box: a title, and between rules the sentence and a page of help.
+    text = re.sub(r"\x1b\[[\d;]*m|[│╭╰╮╯]", "", told.getvalue()).partition("\n")[2]
+    parts = re.split(r"^\s*[─-]{2,}\s*$", text, flags=re.MULTILINE)
+    sentence = " ".join(next(part for part in parts if part.strip()).split())
+    sentence = sentence.removeprefix("Error parsing ").rstrip(".")
+    if meant := re.search(r"Perhaps you meant:\s+(--[\w-]+)", text):
+        sentence += f": did you mean {meant[1]}?"
+    raise BadInput(sentence)
+
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = tyro.cli(Command, description=DESCRIPTION)
     console = Console(width=None if sys.stdout.isatty() else 132)
-    settings: dict[str, Any] = {
-        field.name: getattr(command, field.name) for field in fields(Experiment)
-    }
-    kind = settings.pop("dropout")
-    kinds = SIDE_BY_SIDE if kind is None else (kind,)
     try:
+        command = read()
         paths = compare(
-            [Experiment(dropout=kind, **settings) for kind in kinds],
+            command.experiments(),
             seeds=command.seeds,
             output=command.output,
             name=command.name,
@@ -74,6 +144,9 @@ def main() -> int:
             tensorboard=command.tensorboard,
             console=console,
         )
+    except ModuleNotFoundError as error:  # of those that are imported late
+        print(f"train.py: {error}: pip install '.[train]'", file=sys.stderr)
+        return 2
     except BadInput as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

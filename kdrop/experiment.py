@@ -4,22 +4,41 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kdrop import layers
+from kdrop import layers, schedules
 from kdrop.data import SETS, BadInput, Data, Part, check_choice, load
 from kdrop.models import MODELS
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
+from kdrop.schedules import RateSchedule, Schedule, drops
 
 REPORT_STEPS = 100  # about so many optimiser steps, or an epoch, from line to line
 EVALUATION_BATCH = 500
+# Steps that one call of the training function takes, at most: they share a rate.
+EXECUTION_STEPS, SCHEDULED_STEPS = 50, 5
+
+# Of the rate that the network or --rate gives to a place.
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "constant": schedules.constant,
+    "linear": lambda rate: schedules.linear(rate, 0.0),
+    "cosine": lambda rate: schedules.cosine(rate, 0.0),
+    "early": schedules.early,
+    "late": schedules.late,
+    "curriculum": schedules.curriculum,
+    "annealed": schedules.annealed,
+    "scheduled_drop_path": schedules.scheduled_drop_path,
+}
+# Layers for feature maps, with what else they need: the places behind dense layers
+# take InvertedDropout then.
+MAPS = {"SpatialDropout2D": {}, "DropBlock2D": {"block_size": 3}}
 
 
 @dataclass(frozen=True)
@@ -28,35 +47,25 @@ class Experiment:
 
     data: str = "spiral"  # spiral, cifar10 or mnist
     dropout: str = "InvertedDropout"  # a layer of kdrop, or none
-    # One for all drop layers, or one for each; by default the network's.
-    rate: tuple[float, ...] | None = None
-    # Fraction of the inputs to drop; by default the network's.
-    input_rate: float | None = None
-    # spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32 or srivastava_cnn;
-    # by default spiral: spiral_mlp, cifar10: alexnet32, mnist: mnist_mlp
+    rate: tuple[float, ...] | None = None  # one for all drop layers, or one for each
+    input_rate: float | None = None  # fraction of the inputs to drop
+    # constant, linear or cosine (from the rate to 0), early, late, curriculum,
+    # annealed or scheduled_drop_path: how the rate changes from step to step
+    schedule: str | None = None
+    # spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32 or srivastava_cnn
     model: str | None = None
-    # Widths of the dense layers; by default the network's.
-    hidden: tuple[int, ...] | None = None
-    # Examples, those to validate on included;
-    # by default spiral: 3000, cifar10: 5000, mnist: 60000
-    train_size: int | None = None
-    # Fraction of them to validate on; by default spiral: 0.2, cifar10: 0.1, mnist: 0.1
-    validation: float | None = None
-    # Mirror half of the images; by default spiral: no, cifar10: yes, mnist: no
-    mirror: bool | None = None
+    hidden: tuple[int, ...] | None = None  # widths of the dense layers
+    train_size: int | None = None  # examples, those to validate on included
+    validation: float | None = None  # fraction of them to validate on
+    mirror: bool | None = None  # mirror half of the images
     shift: int = 0  # shift images by up to so many pixels
-    # Passes over the training set; by default spiral: 500, cifar10: 36, mnist: 20
-    epochs: int | None = None
-    # Examples in a step; by default spiral: 300, cifar10: 64, mnist: 128
-    batch_size: int | None = None
-    # Adam's, at the start; by default spiral: 0.005, cifar10: 0.001, mnist: 0.001
-    learning_rate: float | None = None
-    # Learning rate / (1 + decay * step); by default a cosine to 0.
-    decay: float | None = None
+    epochs: int | None = None  # passes over the training set
+    batch_size: int | None = None  # examples in a step
+    learning_rate: float | None = None  # Adam's, at the start
+    decay: float | None = None  # of the learning rate, to 1 / (1 + decay * step) of it
     l1: float = 0.0  # weight of the hidden layers' absolute weights and biases
     l2: float = 0.0  # weight of their squares
-    # Bound of the length of a hidden unit's weights; by default the network's.
-    max_norm: float | None = None
+    max_norm: float | None = None  # bound of the length of a hidden unit's weights
     norm_penalty: float = 0.0  # weight of the L1 and L2 norms of every parameter
     jit_compile: bool = False  # compile the training step with XLA
     seed: int = 0  # of initial weights, shuffling and masks
@@ -67,6 +76,15 @@ class Experiment:
         check_choice("layer", self.dropout, ["none", *layers.__all__])
         if self.model is not None:
             check_choice("model", self.model, MODELS)
+        if self.schedule is not None:
+            check_choice("schedule", self.schedule, SCHEDULES)
+        rate = getattr(getattr(layers, self.dropout, None), "rate", None)
+        for name in ("rate", "input_rate", "schedule"):
+            if getattr(self, name) and getattr(rate, "fset", None) is None:
+                raise BadInput(
+                    f"{_option(name)} is given, but --dropout {self.dropout} has no "
+                    "rate to set."
+                )
         rates = {"rate": self.rate or (), "input_rate": (self.input_rate or 0.0,)}
         for name, values in rates.items():
             for value in values:
@@ -147,10 +165,9 @@ def load_data(experiment: Experiment, folder: Path | None = None) -> Data:
     )
 
 
-def build(experiment: Experiment, data: Data) -> keras.Model:
-    """The experiment's network, standardised to the training part and compiled."""
+def network(experiment: Experiment, data: Data) -> keras.Model:
+    """The experiment's network before training, not compiled."""
     settings = experiment.resolved()
-    keras.utils.set_random_seed(settings.seed)
     said = {
         name: getattr(settings, name)
         for name in ("input_rate", "hidden", "max_norm")
@@ -158,10 +175,9 @@ def build(experiment: Experiment, data: Data) -> keras.Model:
     }
     if settings.rate is not None:
         said["rate"] = settings.rate[0] if len(settings.rate) == 1 else settings.rate
-    drops = settings.dropout != "none"
     try:
         model = MODELS[settings.model](
-            dropout=getattr(layers, settings.dropout) if drops else None,
+            **_dropouts(settings.dropout),
             classes=len(data.labels),
             input_shape=data.train.inputs.shape[1:],
             l1=settings.l1,
@@ -171,7 +187,44 @@ def build(experiment: Experiment, data: Data) -> keras.Model:
             **said,
         )
     except (TypeError, ValueError) as error:
-        raise BadInput(f"The model {settings.model} refuses: {error}") from error
+        raise BadInput(
+            f"The model {settings.model} with dropout {settings.dropout} cannot be "
+            f"built: {_reason(error)}"
+        ) from error
+    if settings.dropout in MAPS:
+        kind = getattr(layers, settings.dropout)
+        if not any(isinstance(layer, kind) for layer in model.layers):
+            raise BadInput(
+                f"{settings.dropout} takes feature maps, and the model "
+                f"{settings.model} has no place for dropout behind a convolution."
+            )
+    return model
+
+
+def _dropouts(name: str) -> dict[str, Any]:
+    """What a builder of a network calls at its places for dropout."""
+    if name == "none":
+        return {}
+    layer = getattr(layers, name)
+    if name in MAPS:
+        dense = layers.InvertedDropout
+        return {"dropout": partial(layer, **MAPS[name]), "dense_dropout": dense}
+    if name == "StandoutDropout":  # whose first argument is not a rate
+        return {"dropout": lambda rate, **named: layer(**named)}
+    return {"dropout": layer}
+
+
+def _reason(error: Exception) -> str:
+    """An error's sentence without what Keras puts around it."""
+    bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
+    return " ".join((bold[1] if bold else str(error)).split())
+
+
+def build(experiment: Experiment, data: Data) -> keras.Model:
+    """The experiment's network, standardised to the training part and compiled."""
+    settings = experiment.resolved()
+    keras.utils.set_random_seed(settings.seed)
+    model = network(settings, data)
     seen = batches(data.train, EVALUATION_BATCH, passes=1).map(lambda x, _: x)
     model.get_layer("standardise").adapt(seen)
     rate, steps = settings.learning_rate, settings.epochs * _steps(settings, data.train)
@@ -203,17 +256,22 @@ def train(
     model, history = unfinished.load()
     if model is None:
         model = build(settings, data)
-    recorder.begin(settings.epochs, history, unfinished)
+    scheduled = _scheduled(settings, data, model)
+    recorder.begin(settings.epochs, history, unfinished, list(scheduled))
     validates = len(data.validation.targets) > 0
     steps = _steps(settings, data.train)
     stride = _stride(settings.epochs, steps)
     done = int(history["epoch"][-1]) if history else 0
     whole = settings.epochs // stride * stride
-    for until, passes in ((whole, stride), (settings.epochs, settings.epochs - whole)):
-        if done >= until:
+    for start, end, passes in (
+        (0, whole, stride),
+        (whole, settings.epochs, settings.epochs - whole),
+    ):
+        if done >= end:
             continue
         recorder.report_every(passes, passes * steps)
-        model.steps_per_execution = _largest_divisor(passes * steps, 50)
+        together = SCHEDULED_STEPS if scheduled else EXECUTION_STEPS
+        model.steps_per_execution = _largest_divisor(passes * steps, together)
         model.train_function = model.test_function = None  # made for another number
         model.fit(
             batches(
@@ -225,15 +283,42 @@ def train(
                 shift=settings.shift,
             ),
             steps_per_epoch=passes * steps,
-            initial_epoch=done // passes,
-            epochs=done // passes + (until - done) // passes,
+            initial_epoch=(done - start) // passes,
+            epochs=(end - start) // passes,
             validation_data=_whole(data.validation) if validates else None,
-            callbacks=[recorder, *callbacks],
+            callbacks=[
+                *(
+                    RateSchedule(
+                        _stretch(schedule, start, end, settings.epochs), [layer]
+                    )
+                    for layer, schedule in scheduled.items()
+                ),
+                recorder,
+                *callbacks,
+            ],
             shuffle=False,  # the batches are
             verbose=0,
         )
-        done = until
+        done = end
     return Run(settings, model, recorder.history, evaluate(model, data, recorder))
+
+
+def _scheduled(settings: Any, data: Data, model: keras.Model) -> dict[Any, Schedule]:
+    """The drop layers of a run with a schedule, each with its own."""
+    if settings.schedule is None:
+        return {}
+    # A model that goes on after a stop holds the rates of that moment.
+    first = network(settings, data)
+    return {
+        layer: SCHEDULES[settings.schedule](first.get_layer(layer.name).rate)
+        for layer in model.layers
+        if drops(layer)
+    }
+
+
+def _stretch(schedule: Schedule, start: int, end: int, epochs: int) -> Schedule:
+    """The schedule of `epochs` as the `fit` from `start` to `end` goes through it."""
+    return lambda progress: schedule((start + (end - start) * progress) / epochs)
 
 
 def evaluate(model, data, recorder) -> dict[str, float]:

@@ -3,6 +3,7 @@
 A builder takes `(dropout, rate)`, sizes of its own, `classes` and `input_shape`.
 `dropout` is called as `dropout(rate, seed=seed, name="drop_1")` for each place: a layer
 class of kdrop or Keras, or any function of that form; `None` leaves the places empty.
+`dense_dropout`, if given, is called instead at places that are not behind convolutions.
 `rate` is the fraction dropped: one for all places, or one for each. Further keywords:
 
     input_rate      fraction of the standardised inputs to drop; 0 adds no layer
@@ -56,6 +57,7 @@ class _Parts:
     dropout: Callable[..., keras.Layer] | None
     rate: Any  # a number or several
     places: int
+    dense_dropout: Callable[..., keras.Layer] | None = None
     classes: int = 10
     input_shape: tuple[int, ...] = (32, 32, 3)
     input_rate: float = 0.0
@@ -91,16 +93,22 @@ class _Parts:
             layers += self.drop("input")
         return layers
 
-    def drop(self, place):
+    def drop(self, place, maps=False):
         """A list of one layer or none; a place is a number from 1 or "input"."""
         if self.dropout is None:
             return []
-        return [self.dropout(self.rates[place], seed=self.seed, name=f"drop_{place}")]
+        dropout = self.dropout if maps else self.dense_dropout or self.dropout
+        return [dropout(self.rates[place], seed=self.seed, name=f"drop_{place}")]
 
     def dense(self, units):
         return keras.layers.Dense(units, activation="relu", **self._weights(0))
 
     def conv(self, filters, size, **arguments):
+        if len(self.input_shape) != 3:
+            raise ValueError(
+                "convolutions take images of (height, width, channels). "
+                f"Received: input_shape={self.input_shape}"
+            )
         return keras.layers.Conv2D(
             filters, size, **self._weights([0, 1, 2]), **arguments
         )
@@ -143,7 +151,9 @@ def spiral_mlp(
     dropout=None, rate=0.3, *, hidden=(256, 256), classes=3, input_shape=(2,), **common
 ):
     """ReLU layers of the widths in `hidden`, each followed by a place for dropout."""
-    parts = _Parts(dropout, rate, len(hidden), classes, input_shape, **common)
+    parts = _Parts(
+        dropout, rate, len(hidden), classes=classes, input_shape=input_shape, **common
+    )
     return _mlp("spiral_mlp", parts, hidden)
 
 
@@ -222,7 +232,7 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
         ]
         if pool:
             place += 1
-            layers += parts.drop(place)
+            layers += parts.drop(place, maps=True)
     layers.append(keras.layers.Flatten())
     for place, units in enumerate(hidden, start=4):
         layers += [parts.dense(units), *parts.drop(place)]
@@ -245,7 +255,7 @@ def srivastava_cnn(dropout=None, rate=None, *, hidden=(2048, 2048), **common):
         layers += [
             parts.conv(count, 5, padding="same", activation="relu"),
             keras.layers.MaxPooling2D(3, strides=2, padding="same"),
-            *parts.drop(place),
+            *parts.drop(place, maps=True),
         ]
     layers.append(keras.layers.Flatten())
     for place, units in enumerate(hidden, start=len(filters) + 1):

@@ -49,23 +49,30 @@ def curves(path: Path, histories: Histories) -> None:
 
     Args:
         histories: For each run its columns: `epoch`, `data_loss` (nats), `accuracy`
-            (0 to 1), and with a validation part `val_data_loss` and `val_accuracy`.
+            (0 to 1), with a validation part `val_data_loss` and `val_accuracy`, and
+            with a schedule `rate_` and the name of each layer: drawn in a third panel.
     """
+    rated = any(_rates(history) for history in histories.values())
     figure = Figure((7.2, 3.3), layout="constrained")
     longest = max(len(history["epoch"]) for history in histories.values())
     stretch = -(-longest // LINE_POINTS)
-    loss, accuracy = figure.subplots(1, 2, sharex=True)
+    loss, accuracy, *more = figure.subplots(1, 2 + rated, sharex=True)
     for number, history in enumerate(histories.values()):
         for panel, column in (loss, "data_loss"), (accuracy, "accuracy"):
             for name in column, f"val_{column}":
                 if name in history:
                     _curve(panel, history, name, name == column, number, stretch)
+        for name in _rates(history):
+            _curve(more[0], history, name, False, number, stretch)
     loss.set(title="Loss on the data", xlabel="Epoch", ylabel="Cross-entropy (nats)")
     accuracy.set(title="Accuracy", xlabel="Epoch", ylabel="Correct predictions")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    for panel in more:
+        panel.set(title="Dropout rate", xlabel="Epoch", ylabel="Fraction dropped")
+        panel.set_ylim(bottom=0)
     last = max(max(history["epoch"]) for history in histories.values())
     accuracy.set_xlim(-0.02 * last, 1.02 * last)
-    for panel in loss, accuracy:
+    for panel in loss, accuracy, *more:
         panel.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.grid(color="0.88", linewidth=0.4)
@@ -86,6 +93,12 @@ def curves(path: Path, histories: Histories) -> None:
     means = f"Lines: means over {stretch} epochs. Bands: the lowest to the highest."
     _legend(figure, handles, means if stretch > 1 else "")
     figure.savefig(path)
+
+
+def _rates(history: Mapping[str, Sequence[float]]) -> list[str]:
+    """The columns of rates, one for layers that share theirs."""
+    found = {tuple(history[name]): name for name in history if name[:5] == "rate_"}
+    return list(found.values())
 
 
 def _curve(panel, history, name, training, number, stretch) -> None:
@@ -165,11 +178,17 @@ def _point(label: int, correct: bool = True) -> dict:
 
 @matplotlib.rc_context(STYLE)
 def predictions(
-    path: Path, images: Array, targets: Array, probabilities: Array, labels: Names
+    path: Path,
+    title: str,
+    images: Array,
+    targets: Array,
+    probabilities: Array,
+    labels: Names,
 ) -> None:
     """Draw the first 32 images with what was predicted, and the truth where it differs.
 
     Args:
+        title: Which run, and which part of the data set.
         images: uint8 `(n, height, width, 3)` or `(n, height, width, 1)`.
         probabilities: `(n, classes)`.
     """
@@ -188,12 +207,15 @@ def predictions(
         panel.set_xlabel("" if right[n] else truth)
     part = f"Predicted right: {right[:shown].sum()} of the {shown} shown"
     key = "Above: predicted label and its probability. Below, where wrong: true label."
-    figure.suptitle(f"{part}, {right.mean():.1%} of all {len(right):,}\n{key}")
+    score = f"{part}, {right.mean():.1%} of all {len(right):,}"
+    figure.suptitle(f"{_wrap(title, 80)}\n{score}\n{key}")
     figure.savefig(path)
 
 
 @matplotlib.rc_context(STYLE)
-def confusion(path: Path, targets: Array, predicted: Array, labels: Names) -> None:
+def confusion(
+    path: Path, title: str, targets: Array, predicted: Array, labels: Names
+) -> None:
     """Draw how often each true class was taken for which, in percent of the class."""
     classes = len(labels)
     counts = np.zeros((classes, classes), int)
@@ -220,7 +242,8 @@ def confusion(path: Path, targets: Array, predicted: Array, labels: Names) -> No
     panel.set(xlabel="Predicted class", ylabel="True class (number of examples)")
     correct, total = np.trace(counts), counts.sum()
     score = f"Accuracy {correct / total:.1%} ({correct:,} of {total:,})"
-    panel.set_title(f"{score}\nCells: percent of the true class")
+    title = _wrap(title, int((side + breadth) / CHARACTER))
+    panel.set_title(f"{title}\n{score}\nCells: percent of the true class")
     _shape(figure, rows=1, ratio=1)
     figure.savefig(path)
 

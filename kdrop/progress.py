@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,19 @@ class Recorder(keras.callbacks.Callback):
         self.console = console
         self.name = name
 
-    def begin(self, epochs: int, history: History, unfinished: Unfinished):
-        """Start anew, or after the epochs that `history` holds, towards `epochs`."""
+    def begin(
+        self,
+        epochs: int,
+        history: History,
+        unfinished: Unfinished,
+        scheduled: Sequence[Any] = (),
+    ):
+        """Start anew, or after the epochs that `history` holds, towards `epochs`.
+
+        The history holds the rate of each `scheduled` layer, too.
+        """
         self.epochs, self.unfinished = epochs, unfinished
+        self.scheduled = scheduled
         self.history = {name: list(values) for name, values in history.items()}
 
     def report_every(self, stride: int, steps: int):
@@ -132,6 +143,8 @@ class Recorder(keras.callbacks.Callback):
             row["val_data_loss"] = logs["val_data_loss"]
             row["val_accuracy"] = logs["val_accuracy"]
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
+        for layer in self.scheduled:
+            row[f"rate_{layer.name}"] = layer.rate
         row["seconds"] = self.before + now - self.started
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
@@ -153,12 +166,14 @@ class Recorder(keras.callbacks.Callback):
         left = pace * (self.epochs - self.done)
         regularisation = max(row["loss"] - row["data_loss"], 0.0)  # not -0.000
         validation = f"  val {row['val_accuracy']:.3f}" if "val_accuracy" in row else ""
+        rates = dict.fromkeys(f"{layer.rate:.2g}" for layer in self.scheduled)
+        rate = f"  rate {'/'.join(rates)}" if rates else ""
         width = len(str(self.epochs))
         return (
             f"{self.name}  epoch {self.done:{width}}/{self.epochs}"
             f"  loss {row['loss']:.3f} = data {row['data_loss']:.3f}"
             f" + reg {regularisation:.3f}  accuracy {row['accuracy']:.3f}{validation}"
-            f"  lr {row['learning_rate']:.2g}  {_duration(left)} left"
+            f"  lr {row['learning_rate']:.2g}{rate}  {_duration(left)} left"
         )
 
 

@@ -164,7 +164,7 @@ class RateSchedule(keras.callbacks.Callback):
             )
         found: Any = self.layers
         if found is None:
-            found = [layer for layer in self.model._flatten_layers() if _drops(layer)]
+            found = [layer for layer in self.model._flatten_layers() if drops(layer)]
         if not found:
             raise ValueError(
                 f"RateSchedule found no drop layer of kdrop in {self.model.name!r}."
@@ -194,7 +194,7 @@ class RateSchedule(keras.callbacks.Callback):
             layer.rate = rate
 
 
-def _drops(layer):
+def drops(layer: Any) -> bool:
     """Whether a layer draws masks at a rate that can be set."""
     rate = getattr(type(layer), "rate", None)
     return hasattr(layer, "draws") and getattr(rate, "fset", None) is not None

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kdrop import plots
 from kdrop.data import BadInput, Data
-from kdrop.experiment import Experiment, Run, load_data, train
+from kdrop.experiment import Experiment, Run, load_data, network, train
 from kdrop.export import check_writable, export
 from kdrop.progress import Recorder, Unfinished
 
@@ -75,6 +75,8 @@ def compare(
         for each in experiments
     ]
     data = load_data(experiments[0], data_dir)
+    for each in experiments:
+        network(each, data)  # what cannot be built is refused before hours of training
     compared, kept = [], []
     for group in seeded:
         runs: list[Run] = []
@@ -86,11 +88,10 @@ def compare(
             if not resume and unfinished.discard():
                 console.print(f"{label}  starts anew: --resume would have gone on")
             kept.append(unfinished)
-            callbacks = []
+            recorder, callbacks = Recorder(console, label), []
             if tensorboard is not None:
                 log = str(tensorboard / each.key())
-                callbacks.append(keras.callbacks.TensorBoard(log, write_graph=False))
-            recorder = Recorder(console, label)
+                callbacks.append(_Board(recorder, log))
             try:
                 runs.append(train(each, data, unfinished, recorder, callbacks))
             finally:
@@ -176,14 +177,15 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
             plots.regions(path / "regions.png", predictors, *test, data.labels)
             return
         found = _predictor(best.model)(test.inputs)
-        plots.predictions(path / "predictions.png", *test, found, data.labels)
-        predicted = found.argmax(axis=1)
-        plots.confusion(path / "confusion.png", test.targets, predicted, data.labels)
+        title = f"{each.name}, test set"
+        plots.predictions(path / "predictions.png", title, *test, found, data.labels)
+        found = found.argmax(axis=1)
+        plots.confusion(path / "confusion.png", title, test.targets, found, data.labels)
 
-    drops = [layer for layer in best.model.layers if layer.name.startswith("drop_")]
+    places = [layer for layer in best.model.layers if layer.name.startswith("drop_")]
     record = {
         "settings": asdict(best.experiment),
-        "rates": {layer.name: layer.rate for layer in drops},
+        "rates": {x.name: float(x.rate) for x in places if hasattr(x, "rate")},
         "metrics": best.metrics,
         "seeds": {run.experiment.seed: run.metrics for run in each.runs},
     }
@@ -195,6 +197,17 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         history=best.history,
         draw=draw,
     )
+
+
+class _Board(keras.callbacks.TensorBoard):
+    """TensorBoard by our epochs, of which Keras's hold several."""
+
+    def __init__(self, recorder, log):
+        super().__init__(log, write_graph=False)
+        self.recorder = recorder
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(self.recorder.done, logs)
 
 
 def _predictor(model):

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from kdrop import experiment as module
-from kdrop.data import BadInput
+from kdrop import layers
+from kdrop.data import BadInput, Data, Part
 from kdrop.experiment import Experiment, build, load_data, train
-from kdrop.models import MODELS
 from kdrop.progress import Recorder, Unfinished
 
 SMALL = Experiment(train_size=300, epochs=6, batch_size=50, hidden=(16,))
@@ -55,6 +55,65 @@ def test_a_stopped_run_goes_on_to_the_same_result(dropout, tmp_path):
     for name in set(whole.history) - {"seconds"}:
         assert whole.history[name] == resumed.history[name]
     assert np.all(np.diff(resumed.history["seconds"]) > 0)
+
+
+class Rates(keras.callbacks.Callback):
+    """The rates of a model at each execution of the training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append([x.rate for x in self.model.layers if hasattr(x, "rate")])
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    {
+        "constant": lambda t: 1,
+        "linear": lambda t: 1 - t,
+        "cosine": lambda t: (1 + np.cos(np.pi * t)) / 2,
+        "early": lambda t: max(0, 1 - 6 * t),
+        "late": lambda t: t >= 1 / 6,
+        "curriculum": lambda t: 1 - np.exp(-10 * t),
+        "annealed": lambda t: 1 - t,
+        "scheduled_drop_path": lambda t: t,
+    }.items(),
+)
+def test_schedules_start_from_the_networks_rate(name, factor):
+    schedule = module.SCHEDULES[name](0.4)
+    for progress in (0.0, 0.1, 0.5, 1.0):
+        expected = 0.4 * factor(progress)
+        assert schedule(progress) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_schedule_spans_the_whole_run_resumed_or_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_stride", lambda epochs, steps: 3)
+    settings = dataclasses.replace(
+        SMALL, epochs=7, hidden=(16, 8), rate=(0.2, 0.6), schedule="linear"
+    )
+    rates, before, after = Rates(), Rates(), Rates()
+    whole = run(settings, tmp_path / "whole", callbacks=[rates])
+    # Seven epochs of five steps, which share a rate.
+    factors = [1 - step / 35 for step in range(0, 35, 5)]
+    np.testing.assert_allclose(rates.seen, np.outer(factors, [0.2, 0.6]), atol=1e-12)
+    for place in (1, 2):  # reports at the epochs 3, 6 and 7
+        column = [rates.seen[epoch - 1][place - 1] for epoch in (3, 6, 7)]
+        assert whole.history[f"rate_drop_{place}"] == column
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "stopped", callbacks=[before, Stop(1)])
+    resumed = run(settings, tmp_path / "stopped", resume=True, callbacks=[after])
+    assert before.seen + after.seen == rates.seen
+    assert_same_weights(whole, resumed)
+
+
+def test_lines_tell_the_rates(tmp_path, capsys):
+    settings = dataclasses.replace(
+        SMALL, hidden=(8, 8, 8), rate=(0.2, 0.2, 0.5), schedule="constant"
+    )
+    run(settings, tmp_path / "run", console=Console(width=200))
+    assert "  rate 0.2/0.5  " in capsys.readouterr().out
 
 
 def test_resuming_a_finished_run_trains_nothing(tmp_path):
@@ -228,6 +287,10 @@ def test_a_damaged_history_is_one_sentence(content, tmp_path):
         ({"data": "cifar"}, "no data set 'cifar': did you mean cifar10"),
         ({"dropout": "InvertDropout"}, "did you mean InvertedDropout"),
         ({"model": "alexnet_32"}, "did you mean alexnet32"),
+        ({"schedule": "curiculum"}, "did you mean curriculum"),
+        ({"dropout": "none", "rate": (0.5,)}, "--rate is given, but --dropout none"),
+        ({"dropout": "none", "schedule": "early"}, "--schedule is given, but"),
+        ({"dropout": "none", "input_rate": 0.1}, "--input-rate is given, but"),
         ({"rate": (0.5, 1.0)}, r"--rate is 1.0, but must be in \[0, 1\)"),
         ({"rate": (float("nan"),)}, "rate is nan"),
         ({"input_rate": -0.1}, "--input-rate is -0.1"),
@@ -244,20 +307,90 @@ def test_bad_settings_are_one_sentence(settings, told):
     assert "\n" not in str(refusal.value)
 
 
-def test_help_tells_the_data_sets_own_settings():
-    source = Path(module.__file__).read_text()
-    for field in module.DEFAULTS["spiral"]:
-        comment = re.search(rf"((?:    # .*\n)+)    {field}: ", source)[1]
-        for name, own in module.DEFAULTS.items():
-            told = re.search(rf"{name}: ([\w.]+)", comment)[1].rstrip(".")
-            value = own[field]
-            if isinstance(value, bool):
-                assert told == ("yes" if value else "no")
-            elif isinstance(value, str):
-                assert told == value
-            else:
-                assert float(told) == value
-    assert all(name in source for name in MODELS)
+def images(count=8):
+    part = Part(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int32))
+    return Data("cifar10", part, part, part, labels=tuple("abcdefghij"))
+
+
+@pytest.fixture
+def more_layers(monkeypatch):
+    """Layers of other forms than those that builders call."""
+
+    @keras.saving.register_keras_serializable("test")
+    class SpatialDropout2D(layers.InvertedDropout):
+        def check(self, inputs):
+            if len(inputs.shape) != 4:
+                raise ValueError(f"Layer {self.name!r} takes maps.")
+
+    class DropBlock2D(SpatialDropout2D):
+        def __init__(self, rate, block_size, **named):
+            super().__init__(rate, **named)
+            self.block_size = block_size
+
+    class Tokens(layers.InvertedDropout):
+        def check(self, inputs):
+            raise ValueError(f"Layer {self.name!r} takes tokens.\nReceived: others")
+
+    class StandoutDropout(keras.layers.Layer):
+        def __init__(self, alpha=1.0, beta=0.0, seed=None, **named):
+            super().__init__(**named)
+            self.alpha = alpha
+
+    class DropConnectDense(keras.layers.Layer):
+        def __init__(self, units, rate, seed=None, **named):
+            super().__init__(**named)
+
+    for layer in (
+        SpatialDropout2D,
+        DropBlock2D,
+        Tokens,
+        StandoutDropout,
+        DropConnectDense,
+    ):
+        monkeypatch.setattr(layers, layer.__name__, layer, raising=False)
+    found = [*layers.__all__, *(set(vars(layers)) - set(layers.__all__))]
+    monkeypatch.setattr(layers, "__all__", found)
+
+
+@pytest.mark.parametrize("name", ["SpatialDropout2D", "DropBlock2D"])
+def test_layers_for_maps_stand_behind_convolutions(name, more_layers):
+    settings = Experiment(data="cifar10", dropout=name, input_rate=0.1)
+    for model, convolutions in ("alexnet32", 3), ("srivastava_cnn", 3):
+        settings = dataclasses.replace(settings, model=model)
+        built = module.network(settings, images())
+        drops = [x for x in built.layers if x.name.startswith("drop_")]
+        kinds = [type(layer).__name__ for layer in drops]
+        dense = len(drops) - convolutions - 1
+        place = ["InvertedDropout"]
+        assert kinds == place + [name] * convolutions + place * dense and dense
+        assert getattr(drops[1], "block_size", 3) == 3
+    settings = dataclasses.replace(settings, model="mnist_mlp")
+    with pytest.raises(BadInput, match=f"{name} takes .* mnist_mlp has no place"):
+        module.network(settings, images())
+
+
+def test_a_layer_without_a_rate_is_called_without(more_layers):
+    settings = dataclasses.replace(SMALL, dropout="StandoutDropout")
+    built = module.network(settings, load_data(SMALL))
+    assert built.get_layer("drop_1").alpha == 1.0
+    for given in {"rate": (0.5,)}, {"schedule": "early"}:
+        with pytest.raises(BadInput, match="StandoutDropout has no rate to set"):
+            dataclasses.replace(settings, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"dropout": "Tokens"}, "Tokens cannot be built: Layer 'drop_1' takes tokens"),
+        ({"dropout": "DropConnectDense"}, "missing 1 required .* 'rate'"),
+        ({"model": "alexnet"}, "alexnet .*convolutions take images .*(2,)"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(settings, told, more_layers):
+    settings = dataclasses.replace(SMALL, **settings)
+    with pytest.raises(BadInput, match=told) as refusal:
+        module.network(settings, load_data(SMALL))
+    assert "\n" not in str(refusal.value)
 
 
 def test_keys_tell_settings_apart():

@@ -17,6 +17,7 @@ ARMS = ["arm 0", "arm 1", "arm 2"]
 LONG = [f"the class of number {n}, whose name does not end" for n in range(10)]
 RUNS = ["none", "InvertedDropout 0.5", "VanillaDropout $0.5$ on a wide network, seed 3"]
 RUNS += ["SpatialDropout2D", "_DropBlock2D"]
+TITLE = "StochasticDepth, test set"
 
 
 class Drawn:
@@ -56,13 +57,15 @@ def drawn(tmp_path, monkeypatch):
     return result
 
 
-def history(epochs, number=0, validation=True, low=0.3):
+def history(epochs, number=0, validation=True, low=0.3, rates=()):
     noise = np.random.default_rng(number)
     fall = np.exp(np.linspace(0, min(-5, np.log(low)), epochs))
     columns = {"epoch": np.arange(1, epochs + 1), "learning_rate": fall}
     for part in ("", "val_")[: 1 + validation]:
         columns[part + "data_loss"] = low + fall + 0.1 * low * noise.random(epochs)
         columns[part + "accuracy"] = 0.9 - 0.5 * fall - 0.05 * noise.random(epochs)
+    for place, rate in enumerate(rates, start=1):
+        columns[f"rate_drop_{place}"] = rate * fall
     return columns
 
 
@@ -101,18 +104,19 @@ def draw_regions(path, runs, labels):
 
 
 def draw_predictions(path, count, channels, labels):
-    plots.predictions(path, *images(count, channels, len(labels)), labels)
+    plots.predictions(path, TITLE, *images(count, channels, len(labels)), labels)
 
 
 def draw_confusion(path, labels, count=20_000):
     pairs = np.random.default_rng(3).integers(0, len(labels), (2, count))
-    plots.confusion(path, pairs[0], np.where(pairs[0] < 2, *pairs), labels)
+    plots.confusion(path, TITLE, pairs[0], np.where(pairs[0] < 2, *pairs), labels)
 
 
 CASES = {
     "curves of one epoch": lambda path: draw_curves(path, RUNS[:1], 1),
     "short curves": lambda path: draw_curves(path, RUNS[:3], 3, validation=False),
     "long curves": lambda path: draw_curves(path, RUNS, 10_000),
+    "rates": lambda path: draw_curves(path, RUNS, 10_000, rates=(0.1, 0.1, 0.5)),
     "two decades": lambda path: draw_curves(path, RUNS[:2], 60, low=0.01),
     "six decades": lambda path: draw_curves(path, RUNS[:4], 60, low=1e-6),
     "one region": lambda path: draw_regions(path, RUNS[:1], ARMS),
@@ -165,6 +169,17 @@ def test_curves_draw_the_columns(drawn):
         assert training.get_color() == validation.get_color() != other.get_color()
         assert training.get_marker() == validation.get_marker() != other.get_marker()
     assert {"none", "dropped", "training", "validation"} < set(drawn.texts)
+
+
+def test_curves_draw_the_rates_of_a_schedule(drawn):
+    runs = {"none": history(20), "dropped": history(20, rates=(0.1, 0.1, 0.5))}
+    plots.curves(drawn.path, runs)
+    *_, panel = drawn.figure.axes
+    assert panel.get_title() == "Dropout rate"
+    for line, place in zip(panel.lines, (2, 3), strict=True):  # 1 and 2 share a line
+        rates = runs["dropped"][f"rate_drop_{place}"]
+        np.testing.assert_array_equal(line.get_ydata(), rates)
+        assert line.get_color() == drawn.figure.axes[0].lines[-1].get_color()
 
 
 def test_no_validation_is_named_where_there_is_none(drawn):
@@ -261,7 +276,7 @@ def test_predictions_tell_right_from_wrong(drawn, channels):
     probabilities = np.full((40, 10), 0.01)
     guesses = np.where(np.arange(40) % 4 == 0, (targets + 1) % 10, targets)
     probabilities[np.arange(40), guesses] = 0.91
-    plots.predictions(drawn.path, pixels, targets, probabilities, CIFAR)
+    plots.predictions(drawn.path, TITLE, pixels, targets, probabilities, CIFAR)
     panels = drawn.figure.axes
     assert len(panels) == 32
     for n, panel in enumerate(panels):
@@ -272,7 +287,8 @@ def test_predictions_tell_right_from_wrong(drawn, channels):
         shown = panel.images[0].get_array().reshape(pixels[n].shape)
         np.testing.assert_array_equal(shown, pixels[n])
     title = drawn.figure.get_suptitle()
-    assert title.startswith("Predicted right: 24 of the 32 shown, 75.0% of all 40\n")
+    score = "Predicted right: 24 of the 32 shown, 75.0% of all 40"
+    assert title.startswith(f"{TITLE}\n{score}\n")
 
 
 def luminance(rgb):
@@ -287,11 +303,11 @@ def test_confusion_rows_are_percent_of_the_true_class(drawn):
         [(0, 0)] * 299 + [(0, 2)] + [(1, 0)] * 3 + [(1, 1)] * 1
     )  # none is of class 2
     targets, predicted = np.array(pairs).T
-    plots.confusion(drawn.path, targets, predicted, ARMS)
+    plots.confusion(drawn.path, TITLE, targets, predicted, ARMS)
     panel = drawn.figure.axes[0]
     cells = {text.get_position(): text.get_text() for text in panel.texts}
     assert cells == {(0, 0): "100", (2, 0): "<1", (0, 1): "75", (1, 1): "25"}
-    assert panel.get_title().startswith("Accuracy 98.7% (300 of 304)")
+    assert panel.get_title().startswith(f"{TITLE}\nAccuracy 98.7% (300 of 304)")
     assert {"arm 0 (300)", "arm 1 (4)", "arm 2 (0)", "arm 2"} < set(drawn.texts)
 
 
@@ -302,7 +318,7 @@ def test_confusion_cells_contrast_with_their_numbers(drawn):
     predicted = np.concatenate(
         [[n] * c + [0] * (100 - c) for n, c in enumerate(counts, 1)]
     )
-    plots.confusion(drawn.path, targets, predicted, labels)
+    plots.confusion(drawn.path, TITLE, targets, predicted, labels)
     panel = drawn.figure.axes[0]
     assert len(panel.texts) == 2 * len(counts)
     for text in panel.texts:

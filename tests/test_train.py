@@ -1,6 +1,7 @@
 """The command line, as a user runs it."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,9 +15,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kdrop import studies
-from kdrop.experiment import Experiment, Run
+from kdrop.data import SETS
+from kdrop.experiment import SCHEDULES, Experiment, Run
 from kdrop.models import MODELS
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
@@ -69,6 +72,7 @@ def test_three_runs_side_by_side(train, tmp_path, capsys):
         with open(path / "history.csv") as file:
             assert list(csv.DictReader(file))[-1]["epoch"] == "4"
     assert record["rates"] == {"drop_1": 0.3}
+    assert record["settings"]["schedule"] is None
     # Nothing unfinished is left behind.
     assert not list((tmp_path / "saved_models").glob(".*"))
 
@@ -82,7 +86,77 @@ def test_one_run_and_its_name(train, tmp_path):
 
 def test_a_tensorboard_log_is_one_option_away(train, tmp_path):
     assert train(*QUICK, "--dropout", "none", "--tensorboard", "logs") == 0
-    assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
+    (log,) = (tmp_path / "logs").rglob("train/events.out.tfevents*")
+    events = tf.compat.v1.train.summary_iterator(str(log))
+    steps = {event.step for event in events if event.summary.value}
+    assert max(steps) == 4  # our epochs
+
+
+def test_a_schedule_is_in_the_record_and_not_for_the_run_without_dropout(
+    train, tmp_path
+):
+    arguments = [
+        "--schedule",
+        "early",
+        "--rate",
+        "0.4",
+        "--dropout",
+        "NONE,VanillaDropout",
+    ]
+    assert train(*QUICK, *arguments) == 0
+    records = [
+        json.loads((tmp_path / "saved_models" / slug / "1/experiment.json").read_text())
+        for slug in ("spiral-none", "spiral-vanilla-dropout")
+    ]
+    assert [each["settings"]["schedule"] for each in records] == [None, "early"]
+    assert [each["settings"]["rate"] for each in records] == [None, [0.4]]
+    assert [each["rates"] for each in records] == [{}, {"drop_1": 0.0}]
+    with open(tmp_path / "saved_models/spiral-vanilla-dropout/1/history.csv") as file:
+        rates = [float(row["rate_drop_1"]) for row in csv.DictReader(file)]
+    assert rates == [0.4, 0.0, 0.0, 0.0]  # the steps of an epoch share a rate
+
+
+@pytest.mark.parametrize("said", ["none", "None"])
+def test_none_in_any_case_is_the_run_without_dropout(train, tmp_path, said):
+    assert train(*QUICK, "--dropout", said) == 0
+    assert [p.name for p in (tmp_path / "saved_models").iterdir()] == ["spiral-none"]
+
+
+def test_help_tells_what_holds_where_nothing_is_said(train, capsys):
+    with pytest.raises(SystemExit) as end:
+        train("--help")
+    assert end.value.code == 0
+    told = " ".join(re.sub("[│╭╰╮╯─]", "", capsys.readouterr().out).split())
+    assert "None" not in told
+    assert "(default: 500 for spiral, 36 for cifar10, 20 for mnist)" in told
+    assert "(default: none,InvertedDropout,VanillaDropout)" in told
+    for name in (*MODELS, *SCHEDULES, *SETS):
+        assert re.search(rf"\b{name}\b", told)
+    for field in dataclasses.fields(Experiment)[2:]:
+        form = rf"--{field.name.replace('_', '-')}[^()]* .*?\(default: \S.*?\)"
+        assert re.search(form, told), field.name
+
+
+@pytest.mark.parametrize("module", ["tyro", "rich", "matplotlib", "keras"])
+def test_a_missing_extra_is_one_sentence(tmp_path, module):
+    code = (
+        f"import runpy, sys; sys.modules[{module!r}] = None;"
+        f"sys.argv = ['train.py']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode == 2, process.stderr
+    assert re.fullmatch(
+        rf"train.py: .*\b{module}\b.*: pip install '.\[train\]'\n", process.stderr
+    )
+
+
+def test_a_missing_data_set_package_is_one_sentence(train, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert train("cifar10", "--data-dir", ".") == 2
+    assert "tensorflow_datasets" in (told := capsys.readouterr().err)
+    assert told.endswith(": pip install '.[train]'\n") and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -96,8 +170,17 @@ def test_a_tensorboard_log_is_one_option_away(train, tmp_path):
         (["--train-size", "3"], "at least one of each"),
         (["cifar10", "--data-dir", "nowhere"], "nowhere"),
         (["--output", "file/models"], "file/models cannot be written"),
-        (["--model", "alexnet"], "alexnet"),
+        (["--model", "alexnet"], "(height, width, channels)"),
         (["--seeds", "0"], "--seeds is 0"),
+        (["--epochs", "ten"], "train.py: --epochs: invalid literal for int()"),
+        (["--rate", "0.1", "x"], "--rate: "),
+        (["--epocs", "3"], "--epocs, 3: did you mean --epochs?"),
+        (["--epochs"], "Missing value for argument '--epochs'"),
+        (["spiral", "mnist"], "Unrecognized options: mnist"),
+        (["--schedule", "erly"], "did you mean early"),
+        (["--dropout", "none", "--schedule", "early"], "--schedule is given"),
+        (["--dropout", "none", "--rate", "0.1"], "--rate is given"),
+        (["--output", "file"], "file cannot be written"),
         (["--name", "../mine"], "../mine"),
         (["--name", ""], "plain name"),
         (["--mirror", "True"], "Only images"),
@@ -153,12 +236,6 @@ def test_what_was_exported_before_a_kill_is_not_exported_again(
     for slug in ("spiral-none", "spiral-inverted-dropout", "spiral-vanilla-dropout"):
         versions = (tmp_path / "saved_models" / slug).iterdir()
         assert [path.name for path in versions] == ["1"]
-
-
-def test_unreadable_options_end_with_2(train):
-    with pytest.raises(SystemExit) as end:
-        train("--epochs", "many")
-    assert end.value.code == 2
 
 
 def wait_for(path, pattern, process, seconds=120):
