@@ -28,37 +28,29 @@ Health: `/v2/health/ready`, `/v2/models/NAME/ready`. Prometheus metrics: `/metri
 
 import argparse
 import asyncio
-import json
 import logging
-import reprlib
 import signal
 import socket
 import sys
 import threading
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import tensorflow as tf
 
 from kdrop.data import BadInput
-from kdrop.export import WARM_UP, versions
+from kdrop.export import versions
 
 try:
-    import orjson
-    from fastapi.exceptions import RequestValidationError
+    from fastapi.exceptions import FastAPIDeprecationWarning, RequestValidationError
     from fastapi.responses import JSONResponse
-    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelRepository
+    from kserve import InferRequest, Model, ModelRepository
     from kserve.errors import InvalidInput, ModelNotFound
     from kserve.model_server import app
     from kserve.protocol.dataplane import DataPlane
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
     from kserve.protocol.rest.server import RESTServer
     from kserve.protocol.rest.v2_datamodels import InferenceRequest
-    from tensorflow_serving.apis import prediction_log_pb2
+
+    from kdrop.servable import Servable, answer_v1, answer_v2, describe
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -71,221 +63,47 @@ GRACE = 30  # seconds that requests under way have to end after SIGTERM
 log = logging.getLogger("kdrop.serving")
 
 
-@dataclass(frozen=True)
-class Version:
-    """A version of a model in memory: its signatures run on NumPy arrays."""
-
-    number: int
-    loaded: Any  # owns the variables that the signatures read
-    labels: Sequence[str]
-
-    @classmethod
-    def load(cls, path: Path) -> "Version":
-        """Read a version and run its warm-up requests."""
-        file = path / "assets" / "labels.txt"
-        labels = file.read_text().splitlines() if file.exists() else []
-        version = cls(int(path.name), tf.saved_model.load(str(path)), labels)
-        if (path / WARM_UP).exists():
-            for record in tf.data.TFRecordDataset(str(path / WARM_UP)):
-                told = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
-                told.ParseFromString(record.numpy())
-                request = told.predict_log.request
-                arrays = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
-                version.run(request.model_spec.signature_name, arrays)
-        return version
-
-    def inputs(self, signature: object) -> Mapping[str, tf.TensorSpec]:
-        known = self.loaded.signatures
-        if not isinstance(signature, str) or signature not in known:
-            there_are = ", ".join(sorted(known))
-            raise InvalidInput(
-                f"there is no signature {reprlib.repr(signature)}, but {there_are}"
-            )
-        return known[signature].structured_input_signature[1]
-
-    def run(self, signature: str, arrays: Mapping[str, np.ndarray]):
-        tensors = {name: tf.constant(array) for name, array in arrays.items()}
-        try:
-            outputs = self.loaded.signatures[signature](**tensors)
-        except tf.errors.InvalidArgumentError as error:
-            raise InvalidInput(error.message.splitlines()[0]) from None
-        return {name: _wide(output).numpy() for name, output in outputs.items()}
-
-
-def _wide(tensor):
-    # Neither protocol has a JSON form for narrower floats.
-    narrow = tensor.dtype.is_floating and tensor.dtype.size < 4
-    return tf.cast(tensor, tf.float32) if narrow else tensor
-
-
-def _v2_type(dtype: tf.DType) -> str:
-    if dtype.is_floating:
-        return f"FP{8 * max(4, dtype.size)}"
-    return dtype.name.upper()
-
-
-def _array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
-    """Numbers as they came out of JSON: nothing is converted that changes a value."""
-    found = np.array(values, dtype=object)
-    dtype = spec.dtype
-    wanted = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
-    strange = {type(value) for value in found.ravel().tolist()} - wanted
-    if strange:
-        allowed = " or ".join(sorted(kind.__name__ for kind in wanted))
-        raise InvalidInput(
-            f"{name} holds {min(kind.__name__ for kind in strange)}, but must hold "
-            f"{allowed} in lists of equal length"
-        )
-    try:
-        with np.errstate(over="ignore"):  # told below
-            array = found.astype(dtype.as_numpy_dtype)
-    except OverflowError:
-        raise InvalidInput(f"{name} holds a number beyond {dtype.name}") from None
-    if dtype.is_floating and not np.isfinite(array).all():
-        raise InvalidInput(f"{name} holds NaN or a number beyond {dtype.name}")
-    return array
-
-
-def _checked(specs: Mapping[str, tf.TensorSpec], arrays: dict[str, np.ndarray]):
-    for name, spec in specs.items():
-        shape = arrays[name].shape
-        if not spec.shape.is_compatible_with(shape) or 0 in shape:
-            wanted = str(spec.shape).replace("None", "any")
-            raise InvalidInput(f"{name} has the shape {shape}, but must have {wanted}")
-    if len({array.shape[:1] for array in arrays.values()}) > 1:
-        sizes = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-        raise InvalidInput(f"the inputs differ in their number of rows: {sizes}")
-    return arrays
-
-
-def _answer_v1(version: Version, request: object) -> dict[str, object]:
-    if isinstance(request, bytes):  # not declared to be JSON: `curl -d` alone
-        try:
-            request = orjson.loads(request)
-        except orjson.JSONDecodeError as error:
-            raise InvalidInput(f"the request is not JSON: {error}") from None
-    if not isinstance(request, dict):
-        raise InvalidInput('the request must be an object with the field "instances"')
-    signature = request.get("signature_name", "serving_default")
-    specs = version.inputs(signature)
-    rows = request.get("instances")
-    if not isinstance(rows, list) or not rows:
-        raise InvalidInput('"instances" must be a list of at least one row')
-    if len(specs) == 1 and not any(isinstance(row, dict) for row in rows):
-        columns = {name: rows for name in specs}
-    else:
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict) or row.keys() != specs.keys():
-                raise InvalidInput(
-                    f"row {number} must be an object of {', '.join(specs)}"
-                )
-        columns = {name: [row[name] for row in rows] for name in specs}
-    arrays = {name: _array(name, specs[name], columns[name]) for name in specs}
-    outputs = version.run(signature, _checked(specs, arrays))
-    if len(outputs) == 1:
-        (predictions,) = (output.tolist() for output in outputs.values())
-    else:
-        values = zip(*(output.tolist() for output in outputs.values()), strict=True)
-        predictions = [dict(zip(outputs, row, strict=True)) for row in values]
-    labels = {"labels": version.labels} if version.labels else {}
-    return {
-        "predictions": predictions,
-        **labels,
-        "model_version": str(version.number),
-    }
-
-
-def _answer_v2(version: Version, request: InferRequest) -> InferResponse:
-    signature = (request.parameters or {}).get("signature_name", "serving_default")
-    specs = version.inputs(signature)
-    if sorted(given.name for given in request.inputs) != sorted(specs):
-        raise InvalidInput(f"the inputs must be {', '.join(specs)}, each once")
-    arrays = {}
-    for given in request.inputs:
-        spec = specs[given.name]
-        if given.datatype != _v2_type(spec.dtype):
-            raise InvalidInput(
-                f"{given.name} is declared as {reprlib.repr(given.datatype)}, but "
-                f"must be {_v2_type(spec.dtype)}"
-            )
-        array = _array(given.name, spec, given.data)
-        if min(given.shape, default=0) < 0 or array.size != np.prod(given.shape):
-            raise InvalidInput(
-                f"{given.name} holds {array.size} numbers, which the shape "
-                f"{reprlib.repr(given.shape)} does not"
-            )
-        arrays[given.name] = array.reshape(given.shape)
-    outputs = version.run(signature, _checked(specs, arrays))
-    return InferResponse(
-        response_id=request.id or str(uuid.uuid4()),
-        model_name=request.model_name,
-        model_version=str(version.number),
-        infer_outputs=[
-            InferOutput(
-                name=name,
-                shape=list(output.shape),
-                datatype=_v2_type(tf.as_dtype(output.dtype)),
-                data=output,
-            )
-            for name, output in outputs.items()
-        ],
-        parameters={"labels": json.dumps(version.labels)} if version.labels else None,
-        use_binary_outputs=request.use_binary_outputs,
-        requested_outputs=request.request_outputs,
-    )
-
-
 class ServedModel(Model):
     """The newest version of one folder that can be loaded."""
 
-    version: Version  # once it is `ready`
+    servable: Servable  # once it is `ready`
 
     def __init__(self, folder: Path):
         super().__init__(folder.name)
         self.folder = folder
-        self._broken: dict[int, object] = {}  # what a broken version looked like
+        self._broken: dict[int, object] = {}  # what the files of a version looked like
 
     def refresh(self) -> None:
-        """Change to the newest version; keep the present one if that is broken."""
-        for number in reversed(versions(self.folder)):
-            if self.ready and self.version.number == number:
+        """Change to the newest version, or keep the present one if that is broken."""
+        for version in reversed(versions(self.folder)):
+            if self.ready and self.servable.version == version:
                 return
-            path = self.folder / str(number)
-            seen = sorted((str(p), p.stat().st_mtime_ns) for p in path.rglob("*"))
-            if self._broken.get(number) == seen:
+            path = self.folder / str(version)
+            files = sorted((str(p), p.stat().st_mtime_ns) for p in path.rglob("*"))
+            if self._broken.get(version) == files:
                 continue
             try:
-                self.version = Version.load(path)
+                self.servable = Servable.load(path)
             except Exception as error:  # whatever TensorFlow makes of a broken file
-                self._broken[number] = seen
+                self._broken[version] = files
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                log.error("%s cannot be loaded, so it is left out: %s", path, reason)
+                log.error("%s is left out, as it cannot be loaded: %s", path, reason)
                 continue
             self.ready = True
             log.info("%s is served", path)
             return
 
     def get_input_types(self):
-        return _described(self.version.inputs("serving_default"))
+        return describe(self.servable.inputs())
 
     def get_output_types(self):
-        signature = self.version.loaded.signatures["serving_default"]
-        return _described(signature.structured_outputs)
+        return describe(self.servable.outputs())
 
     async def predict(self, payload, headers=None, response_headers=None):
-        answer = _answer_v2 if isinstance(payload, InferRequest) else _answer_v1
-        return await asyncio.to_thread(answer, self.version, payload)
-
-
-def _described(specs: Mapping[str, tf.TensorSpec]) -> list[dict[str, object]]:
-    return [
-        {
-            "name": name,
-            "datatype": _v2_type(spec.dtype),
-            "shape": [-1 if size is None else size for size in spec.shape],
-        }
-        for name, spec in specs.items()
-    ]
+        answer = answer_v2 if isinstance(payload, InferRequest) else answer_v1
+        # In a thread, so that a slow model delays neither health nor other models; it
+        # ends on the version that it begins with.
+        return await asyncio.to_thread(answer, self.servable, payload)
 
 
 class ServedFolder(ModelRepository):
@@ -399,6 +217,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8501, help="own: %(default)s")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    warnings.simplefilter("ignore", FastAPIDeprecationWarning)  # of KServe's own calls
     logging.getLogger("kserve").addFilter(_worth_a_trace)
     for chatty in ("kserve.trace", "uvicorn.access"):  # a line or more for each request
         logging.getLogger(chatty).setLevel(logging.WARNING)
