@@ -1,4 +1,4 @@
-"""A model server on the folders that `export` writes: KServe, for kdrop's models.
+"""Serve exported models over REST with KServe.
 
     python -m kdrop.serving saved_models/spiral-inverted-dropout  # one model
     python -m kdrop.serving saved_models --port 8501              # each one below it
@@ -54,7 +54,8 @@ try:
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
-    print(f"kdrop.serving: {missing}; pip install '.[serve]'", file=sys.stderr)
+    sentence = f"KServe is not installed ({missing}); pip install '.[serve]'"
+    print(f"kdrop.serving: {sentence}", file=sys.stderr)
     sys.exit(2)
 
 POLL = 1.0  # seconds between looks at the folder, as TensorFlow Serving's
