@@ -1,10 +1,12 @@
 """The model server: a real process, asked by many clients at once."""
 
+import errno
 import json
 import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -399,14 +401,12 @@ def test_a_folder_without_models_is_told(command, tmp_path, capsys):
 
 
 def test_an_address_that_cannot_be_had_is_told(command, folder, capsys):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert command(folder, "--port", port) == 2
-    assert capsys.readouterr().err == (
-        f"kdrop.serving: 127.0.0.1 port {port} cannot be served: {os.strerror(98)}\n"
-    )
+    reason = os.strerror(errno.EADDRINUSE)
+    told = f"kdrop.serving: 127.0.0.1 port {port} cannot be served: {reason}\n"
+    assert capsys.readouterr().err == told
     for wrong in (["--port", 70000], ["--host", "no.such.host.invalid"]):
         assert command(folder, *wrong) == 2
         assert capsys.readouterr().err.count("\n") == 1
