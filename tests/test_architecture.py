@@ -14,7 +14,7 @@ GROUPS = [
     {"layers", "schedules"},
     {"ensemble", "models", "data", "plots"},
     {"export", "pipeline", "progress"},
-    {"experiment"},
+    {"experiment", "servable"},
     {"studies", "serving", "benchmark"},
 ]
 RANK = {name: rank for rank, names in enumerate(GROUPS) for name in names}
