@@ -49,11 +49,6 @@ def _layer(name, rate=0.5, **arguments):
     return getattr(keras.layers if of_keras else kdrop, kind)(rate, **arguments)
 
 
-def _there(*names):
-    """Without the layers that kdrop does not have yet."""
-    return [name for name in names if " " in name or hasattr(kdrop, name)]
-
-
 def _both_ways(layer):
     """A step: forward and backward through the layer."""
     import tensorflow as tf
@@ -264,9 +259,9 @@ def _pipeline() -> Variants:
 SQUARE = (4096, 4096)
 RIVAL, DROPOUT = "keras Dropout", "InvertedDropout"
 PAIR = (RIVAL, DROPOUT)
-OURS = _there(
-    DROPOUT, "VanillaDropout", "GaussianDropout", "UniformDropout", "AlphaDropout"
-)
+OURS = (
+    DROPOUT, "VanillaDropout", "GaussianDropout", "UniformDropout", "AlphaDropout",
+)  # fmt: skip
 
 
 def _sizes():
