@@ -13,144 +13,56 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-Measure = Callable[[], float]  # one measurement, in seconds for one unit of the work
+from kdrop import plots
+from kdrop.claims import CLAIMS, Claim
 
-
-@dataclass(frozen=True)
-class Claim:
-    """What is measured, and against what."""
-
-    work: str  # one unit of it
-    rival: str  # the variant that the others are compared with
-    variants: Callable[[], dict[str, Measure]]
-    rounds: int = 5  # measurements of each variant in a process
-
-
-def _spiral_program() -> dict[str, Measure]:
-    import numpy as np
-
-    from kdrop import reference
-    from kdrop.experiment import Experiment, load_data, train
-    from kdrop.progress import Recorder, Unfinished
-
-    size = {"hidden": 512, "rate": 0.1, "l2": 5e-4}
-    settings = Experiment(
-        hidden=(size["hidden"],), rate=(size["rate"],), l2=size["l2"], batch_size=3000,
-        learning_rate=0.05, decay=5e-5, validation=0.0, epochs=600,
-    )  # fmt: skip
-    data = load_data(settings)
-    program = reference.SpiralProgram(np.random.default_rng(0), **size)
-
-    def in_numpy(epochs=10):
-        start = time.perf_counter()
-        for _ in range(epochs):
-            program.step(*data.train)
-        return (time.perf_counter() - start) / epochs
-
-    def in_kdrop():
-        with tempfile.TemporaryDirectory() as folder:
-            unfinished = Unfinished(Path(folder))
-            recorder = Recorder(Console(quiet=True), "")
-            history = train(settings, data, unfinished, recorder).history
-        # From report to report, without the compilation before the first.
-        seconds, epochs = history["seconds"], history["epoch"]
-        return (seconds[-1] - seconds[0]) / (epochs[-1] - epochs[0])
-
-    return {"reference.py": in_numpy, "train.py": in_kdrop}
-
-
-def _pipeline() -> dict[str, Measure]:
-    import keras
-
-    from kdrop.experiment import Experiment, build, load_data
-    from kdrop.pipeline import batches
-
-    # 15 whole batches: the remainder of a pass would be a cheaper step.
-    settings = Experiment(data="cifar10", train_size=2000, validation=0.04).resolved()
-    data = load_data(settings)
-    model = build(settings, data)
-    feed = batches(
-        data.train, settings.batch_size, shuffle_seed=0, mirror=True, shift=4
-    )
-    constant = feed.take(1).cache().repeat()
-
-    class Clock(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.start = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.seconds = time.perf_counter() - self.start
-
-    steps = len(data.train.targets) // settings.batch_size
-
-    def fit(dataset):
-        clock = Clock()
-        model.fit(
-            dataset, steps_per_epoch=steps, callbacks=[clock], shuffle=False, verbose=0
-        )
-        return clock.seconds / steps
-
-    return {"a constant batch": lambda: fit(constant), "batches()": lambda: fit(feed)}
-
-
-CLAIMS = {
-    "spiral": Claim(
-        "an epoch of 2-512-3 on 3,000 points, dropout .1",
-        "reference.py",
-        _spiral_program,
-    ),
-    "pipeline": Claim(
-        "a training step of alexnet32 on CIFAR-10",
-        "a constant batch",
-        _pipeline,
-        rounds=9,
-    ),
-}
+UNITS = {"ms": 1e3, "ns": 1e9, "MiB": 2**-20}  # of a second, and of a byte
 
 
 def measure(claim: Claim) -> dict[str, float]:
-    """Median seconds of each variant in this process, after one round to warm up."""
+    """Median of each variant in this process, after the rounds to warm up."""
     variants = claim.variants()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(claim.rounds + 1):
+    values: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(-claim.warm_up, claim.rounds):
         # Every second round backwards, so that none always follows the same other.
-        names = list(variants) if turn % 2 else list(reversed(variants))
+        names = list(reversed(variants)) if turn % 2 else list(variants)
         for name in names:
             found = variants[name]()
-            if turn:
-                seconds[name].append(found)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+            if turn >= 0:
+                values[name].append(found)
+    return {name: statistics.median(found) for name, found in values.items()}
 
 
-def compare(name: str, processes: int) -> list[dict[str, object]]:
+def compare(name: str, processes: int) -> list[dict]:
     """Measure a claim in fresh processes: one row for each variant."""
     found = []
     for _ in range(processes):
         command = [sys.executable, "-m", "kdrop.benchmark", "--here", name]
-        told = subprocess.run(command, check=True, capture_output=True, text=True)
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found.append(json.loads(told.stdout.splitlines()[-1]))
     claim = CLAIMS[name]
     rows = []
     for variant in found[0]:
-        ratios = [seconds[variant] / seconds[claim.rival] for seconds in found]
+        ratios = [values[variant] / values[claim.rival] for values in found]
+        middle = statistics.median(values[variant] for values in found)
         rows.append(
             {
                 "claim": name,
                 "work": claim.work,
+                "rival": claim.rival,
                 "variant": variant,
-                "milliseconds": 1e3 * statistics.median(s[variant] for s in found),
+                "value": middle * UNITS[claim.unit],
+                "unit": claim.unit,
                 "ratio": statistics.median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
+                "accepted": claim.accepted.get(variant),
                 "processes": processes,
             }
         )
@@ -159,46 +71,56 @@ def compare(name: str, processes: int) -> list[dict[str, object]]:
 
 def show(rows: Iterable[dict], console: Console) -> None:
     table = Table(title="ratio to the first of each: median (range) of the processes")
-    for column in ("work", "variant", "ms", "ratio"):
-        table.add_column(
-            column, justify="right" if column in ("ms", "ratio") else "left"
-        )
+    table.add_column("work")
+    table.add_column("variant")
+    for column in ("measured", "ratio", "accepted"):
+        table.add_column(column, justify="right")
     last = None
     for row in rows:
         spread = f"{row['ratio_min']:.3g} to {row['ratio_max']:.3g}"
+        limit = row["accepted"]
+        accepted = "" if limit is None else f"{limit:g}"
+        if limit is not None and row["ratio"] > limit:
+            accepted += " [bold red]exceeded[/]"
         table.add_row(
             row["work"] if row["claim"] != last else "",
             row["variant"],
-            f"{row['milliseconds']:.3g}",
+            f"{row['value']:.3g} {row['unit']}",
             f"{row['ratio']:.3g} ({spread})",
+            accepted,
         )
         last = row["claim"]
     console.print(table)
 
 
 def main() -> None:
+    words = dict.fromkeys(name.split()[0] for name in CLAIMS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("claims", nargs="*", help=f"of {', '.join(CLAIMS)}; else all")
+    parser.add_argument("claims", nargs="*", help=f"of {', '.join(words)}; else all")
     parser.add_argument("--processes", type=int, default=5, help="for each claim")
     parser.add_argument("--csv", type=Path, help="write the rows to this file")
+    parser.add_argument("--picture", type=Path, help="draw the ratios in this PNG")
     parser.add_argument("--here", choices=CLAIMS, help="measure once, print JSON")
     options = parser.parse_args()
     if options.here:
         print(json.dumps(measure(CLAIMS[options.here])))
         return
-    unknown = set(options.claims) - set(CLAIMS)
+    unknown = [word for word in options.claims if word not in words]
     if unknown:
-        parser.error(f"no claim {', '.join(unknown)}; there are {', '.join(CLAIMS)}")
+        parser.error(f"no claim {', '.join(unknown)}; there are {', '.join(words)}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows = []
-    for name in options.claims or CLAIMS:
-        rows += compare(name, options.processes)
+    for name in CLAIMS:
+        if not options.claims or name.split()[0] in options.claims:
+            rows += compare(name, options.processes)
     show(rows, console)
     if options.csv:
         with options.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
+    if options.picture:
+        plots.ratios(options.picture, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves, decision regions, predictions, confusion.
+"""The pictures: curves, decision regions, predictions, confusion, and speed.
 
 Each function writes the PNG at `path`; `targets` and `predicted` are integer classes
 `(n,)`, `labels` their names. Figures are drawn without pyplot and in a style of their
@@ -39,6 +39,7 @@ STYLE: dict = {
 }
 CHARACTER = 0.065  # inches that one of 8 points takes; figures are drawn in print size
 LINE_POINTS = 200  # longer curves are drawn as means over equal stretches
+LIMIT: dict = {"color": "black", "marker": "|", "ls": "none", "ms": 10, "mew": 1.4}
 SHOWN_POINTS, SHOWN_IMAGES = 1000, 32
 PIXELS = 300  # a side of the region maps
 
@@ -246,6 +247,70 @@ def confusion(
     panel.set_title(f"{title}\n{score}\nCells: percent of the true class")
     _shape(figure, rows=1, ratio=1)
     figure.savefig(path)
+
+
+@matplotlib.rc_context(STYLE)
+def ratios(path: Path, rows: Sequence[Mapping]) -> None:
+    """Draw what each variant of a claim took, as a multiple of what its rival took.
+
+    Args:
+        rows: Those of `kdrop.benchmark`: `claim`, `work`, `rival`, `variant`, `ratio`,
+            `ratio_min`, `ratio_max`, and `accepted`, the highest ratio or `None`.
+    """
+    places, names, heads = [], [], {}
+    place = 0.0
+    shown = [row for row in rows if row["variant"] != row["rival"]]
+    for row in shown:
+        if row["claim"] not in heads:
+            heads[row["claim"]] = place + 0.2
+            place += 1.3
+        places.append(place)
+        names.append(row["variant"])
+        place += 1
+    figure = Figure((7.2, 0.17 * place + 1), layout="constrained")
+    panel = figure.add_subplot(xscale="log", ylim=(place - 0.4, -0.5))
+    panel.axvline(1, color="0.5", linewidth=0.8, zorder=0)
+    for place, row in zip(places, shown, strict=True):
+        limit, low, high = row["accepted"], row["ratio_min"], row["ratio_max"]
+        exceeded = limit is not None and row["ratio"] > limit
+        look = _measured(exceeded, limit is not None)
+        panel.plot([low, high], [place, place], color=look["color"], linewidth=1.2)
+        panel.plot(row["ratio"], place, **look)
+        if limit is not None:
+            panel.plot(limit, place, **LIMIT)
+    for row in shown:
+        if row["claim"] in heads:
+            work = _wrap(f"{row['work']}, against {row['rival']}", 100, 1)
+            panel.text(
+                *(0.005, heads.pop(row["claim"]), work),
+                transform=panel.get_yaxis_transform(), va="center",
+                bbox={"color": "white", "pad": 0.5}, fontstyle="italic",
+            )  # fmt: skip
+    panel.set_yticks(places, names)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(LogLocator(subs=()))
+    panel.grid(axis="x", color="0.88", linewidth=0.4)
+    panel.set_axisbelow(True)
+    panel.tick_params(axis="y", length=0)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.set_xlabel("Ratio to the rival: median and range of the processes")
+    handles = [
+        Line2D([], [], label="within what is accepted", **_measured(False, True)),
+        Line2D([], [], label="more than accepted", **_measured(True, True)),
+        Line2D([], [], label="no limit set", **_measured(False, False)),
+        Line2D([], [], label="accepted at most", **LIMIT),
+    ]
+    _legend(figure, handles, "")
+    figure.savefig(path)
+
+
+def _measured(exceeded: bool, limited: bool) -> dict:
+    colour, marker = (COLOURS[1], "D") if exceeded else (COLOURS[0], "o")
+    if not limited:
+        colour = "0.45"
+    face = colour if limited else "white"
+    return {"color": colour, "marker": marker, "mfc": face, "ls": "none"}
 
 
 def _wrap(text: str, width: int, lines: int = 2) -> str:

@@ -15,7 +15,8 @@ GROUPS = [
     {"ensemble", "models", "data", "plots"},
     {"export", "pipeline", "progress"},
     {"experiment", "servable"},
-    {"studies", "serving", "benchmark"},
+    {"studies", "serving", "claims"},
+    {"benchmark"},
 ]
 RANK = {name: rank for rank, names in enumerate(GROUPS) for name in names}
 

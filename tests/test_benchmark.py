@@ -1,12 +1,16 @@
 """The benchmark's arithmetic; its figures are for people, not for assertions."""
 
+import csv
 import json
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
-from kdrop import benchmark
-from kdrop.benchmark import CLAIMS, Claim, compare, measure, show
+from kdrop import InvertedDropout, benchmark, claims
+from kdrop.benchmark import compare, measure, show
+from kdrop.claims import CLAIMS, Claim
 
 
 def test_variants_take_turns_and_the_first_round_is_not_counted():
@@ -28,24 +32,34 @@ def test_variants_take_turns_and_the_first_round_is_not_counted():
     assert turns == ["two", "one", "one", "two", "two", "one", "one", "two"]
 
 
+def test_work_from_scratch_has_no_round_to_warm_up():
+    variants = {"one": iter([3]).__next__}
+    claim = Claim("work", "one", lambda: variants, rounds=1, warm_up=0)
+    assert measure(claim) == {"one": 3}
+
+
 def test_ratios_are_taken_within_a_process(monkeypatch, capsys):
     # A machine twice as slow in the second process changes no ratio.
-    seconds = [{"slow": 8e-3, "fast": 2e-3}, {"slow": 16e-3, "fast": 4e-3}]
-    seconds += [{"slow": 8e-3, "fast": 1e-3}]
-    processes = iter(seconds)
+    values = [{"slow": 8e-3, "fast": 2e-3}, {"slow": 16e-3, "fast": 4e-3}]
+    values += [{"slow": 8e-3, "fast": 1e-3}]
+    processes = iter(values)
 
     class Told:
         def __init__(self):
             self.stdout = "noise\n" + json.dumps(next(processes)) + "\n"
 
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: Told())
-    monkeypatch.setitem(CLAIMS, "fake", Claim("work", "slow", dict))
+    monkeypatch.setitem(CLAIMS, "fake", Claim("work", "slow", dict, {"fast": 0.2}))
     slow, fast = compare("fake", processes=3)
     assert slow["ratio"] == 1
     assert (fast["ratio_min"], fast["ratio"], fast["ratio_max"]) == (0.125, 0.25, 0.25)
-    assert fast["milliseconds"] == 2
+    assert (fast["value"], fast["unit"]) == (2, "ms")
     show([slow, fast], Console(width=120))
-    assert "0.25 (0.125 to 0.25)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0.25 (0.125 to 0.25)" in told
+    assert "0.2 exceeded" in told
+    show([slow, fast | {"accepted": 0.25}], Console(width=120))
+    assert "exceeded" not in capsys.readouterr().out
 
 
 def test_an_unknown_claim_is_named(monkeypatch, capsys):
@@ -54,3 +68,48 @@ def test_an_unknown_claim_is_named(monkeypatch, capsys):
         benchmark.main()
     assert end.value.code == 2
     assert "no claim speed; there are" in capsys.readouterr().err
+
+
+def test_a_claim_is_measured_written_and_drawn(tmp_path, monkeypatch, capsys):
+    # In a real process; the other claim of the same first word takes longer.
+    monkeypatch.delitem(CLAIMS, "small eager")
+    table, picture = tmp_path / "rows.csv", tmp_path / "ratios.png"
+    arguments = ["small", "--processes", "1", "--csv", str(table)]
+    arguments += ["--picture", str(picture)]
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    benchmark.main()
+    with table.open(newline="") as file:
+        keras, kdrop = csv.DictReader(file)
+    assert (keras["variant"], kdrop["variant"]) == ("keras Dropout", "InvertedDropout")
+    assert (keras["ratio"], keras["accepted"]) == ("1.0", "")
+    assert float(kdrop["value"]) / float(keras["value"]) == pytest.approx(
+        float(kdrop["ratio"])
+    )
+    assert kdrop["accepted"] == "1.1"
+    assert "InvertedDropout" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_step_goes_both_ways_through_the_layer():
+    inputs, upstream = tf.fill((64, 64), 3.0), tf.fill((64, 64), 5.0)
+    step = tf.function(claims._both_ways(InvertedDropout(0.5, seed=1)))
+    outputs, gradient = step(inputs, upstream)
+    kept = outputs.numpy() != 0
+    np.testing.assert_array_equal(outputs, 6.0 * kept)
+    np.testing.assert_array_equal(gradient, 10.0 * kept)
+    # 4,096 fair coins: 6 standard deviations are 192.
+    assert abs(np.sum(kept) - 2048) < 192
+
+
+def test_each_dropout_of_a_training_step_is_in_the_network(monkeypatch):
+    names, layer = [], claims._layer
+
+    def noted(name, rate):
+        names.append(name)
+        return layer(name, rate)
+
+    monkeypatch.setattr(claims, "_layer", noted)
+    shape = 4, 8, 8, 3
+    variants = claims._steps(claims._convolutions, shape, 10, 0.1, steps=1)
+    assert names == ["keras Dropout"] * 4 + ["InvertedDropout"] * 4
+    assert all(measured() > 0 for measured in variants.values())

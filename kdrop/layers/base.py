@@ -5,6 +5,7 @@ import contextvars
 import numbers
 import random
 import zlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from kdrop import kernels
 
 # What the drop layers draw while a model is sampled at inference: a `Sampling`, or
 # `None`. It is set by the function that is traced with it, never around another.
-sampling = contextvars.ContextVar("sampling", default=None)
+sampling: contextvars.ContextVar[Any] = contextvars.ContextVar("sampling", default=None)
 
 
 class Sampling:

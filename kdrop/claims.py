@@ -1,0 +1,380 @@
+"""What `kdrop.benchmark` measures: each claim's work, its variants, what is accepted.
+
+A variant is named as in the table: `InvertedDropout` is kdrop's layer, `keras Dropout`
+is Keras's, `none` is the work without one, and `copy` is copying the same two tensors
+that a layer reads and writes, forward and backward.
+"""
+
+import functools
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import keras
+import numpy as np
+from rich.console import Console
+
+import kdrop
+from kdrop import reference
+from kdrop.experiment import Experiment, build, load_data, train
+from kdrop.pipeline import batches
+from kdrop.progress import Recorder, Unfinished
+
+Measure = Callable[[], float]  # one measurement of one unit of work: seconds or bytes
+Variants = dict[str, Measure]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is measured, against what, and what is accepted."""
+
+    work: str  # one unit of it
+    rival: str  # the variant that the others are compared with
+    variants: Callable[[], Variants]
+    accepted: Mapping[str, float] = field(default_factory=dict)  # the highest ratios
+    rounds: int = 5  # measurements of each variant in a process
+    warm_up: int = 1  # those before, which do not count
+    unit: str = "ms"  # that it is shown in: ms, ns or MiB
+
+
+def _layer(name, rate=0.5, **arguments):
+    *of_keras, kind = name.split()
+    return getattr(keras.layers if of_keras else kdrop, kind)(rate, **arguments)
+
+
+def _both_ways(layer):
+    """A step: forward and backward through the layer."""
+    import tensorflow as tf
+
+    def step(inputs, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=True)
+        return outputs, tape.gradient(outputs, inputs, upstream)
+
+    return step
+
+
+def _copy(inputs, upstream):
+    return inputs * 2, upstream * 2
+
+
+def _passes(
+    shape, names, kind="graph", dtype="float32", calls=2, per_element=False
+) -> Variants:
+    """Both ways through one layer, eagerly or in a graph or wholly compiled by XLA."""
+    import tensorflow as tf
+
+    inputs, upstream = (
+        tf.cast(tf.random.stateless_normal(shape, (0, n)), dtype) for n in range(2)
+    )
+    units = inputs.shape.num_elements() if per_element else 1
+
+    def variant(name):
+        step = _copy if name == "copy" else _both_ways(_layer(name, dtype=dtype))
+        if kind != "eager":
+            xla = kind == "xla" or None
+            step = tf.function(step, jit_compile=xla, autograph=False)
+
+        def measure():
+            start = time.perf_counter()
+            for _ in range(calls):
+                step(inputs, upstream)
+            return (time.perf_counter() - start) / calls / units
+
+        return measure
+
+    return {name: variant(name) for name in names}
+
+
+def _fresh(function, *arguments):
+    """The function's value in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _lengths(name, kind):
+    """Seconds a batch over 200 batches of 200 lengths, compilation included."""
+    import tensorflow as tf
+
+    shapes = [(16, n, 64) for n in np.random.default_rng(0).permutation(200) + 20]
+    sequences = [tf.random.stateless_normal(shape, (0, 0)) for shape in shapes]
+    step = _both_ways(_layer(name))
+    if kind == "graph":
+        shape = tf.TensorSpec((16, None, 64))
+        step = tf.function(step, input_signature=[shape, shape], autograph=False)
+    start = time.perf_counter()
+    for sequence in sequences:
+        step(sequence, sequence)
+    return (time.perf_counter() - start) / len(sequences)
+
+
+def _all_lengths(kind) -> Variants:
+    return {name: functools.partial(_fresh, _lengths, name, kind) for name in PAIR}
+
+
+def _peak(name, depth=24):
+    """Bytes that a deep stack needs at most beside its inputs, both ways."""
+    import tensorflow as tf
+
+    drops = [] if name == "none" else [_layer(name) for _ in range(depth)]
+
+    def stack(x, training):
+        for n in range(depth):
+            # A ReLU's gradient needs its outputs, and nothing of what came before.
+            x = tf.nn.relu(drops[n](x, training=training) if drops else x)
+        return x
+
+    step = tf.function(_both_ways(stack), autograph=False)
+    small, large = tf.ones((1, 4096)), tf.ones(SQUARE)
+    step(small, small)  # what tracing and compiling take is not the stack's
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(large, large)
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def _memory() -> Variants:
+    bare = _fresh(_peak, "none")
+    return {name: lambda name=name: _fresh(_peak, name) - bare for name in PAIR}
+
+
+def _imports() -> Variants:
+    def timed(code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    codes = "import keras", "import keras, kdrop"
+    return {code: functools.partial(timed, code) for code in codes}
+
+
+def _steps(body, inputs, classes, rate, steps) -> Variants:
+    """Steps of the function that `fit` compiles, called without the loop of `fit`."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    batch = random.normal(size=inputs), random.integers(classes, size=inputs[0])
+    constant = tf.data.Dataset.from_tensors(batch).repeat()
+
+    def variant(name):
+        layers = []
+        for layer in body():
+            layers.append(layer)
+            if name != "none" and "activation" in layer.get_config():
+                layers.append(_layer(name, rate))
+        head = keras.layers.Dense(classes, activation="softmax")
+        model = keras.Sequential([keras.Input(inputs[1:]), *layers, head])
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.make_train_function()
+        feed = iter(constant)
+
+        def measure():
+            start = time.perf_counter()
+            for _ in range(steps):
+                model.train_function(feed)
+            return (time.perf_counter() - start) / steps
+
+        return measure
+
+    return {name: variant(name) for name in ("none", "keras Dropout", DROPOUT)}
+
+
+def _convolutions():
+    for filters in 32, 64:
+        for _ in range(2):
+            yield keras.layers.Conv2D(filters, 3, padding="same", activation="relu")
+        last = filters == 64
+        yield (
+            keras.layers.GlobalAveragePooling2D() if last else keras.layers.MaxPool2D()
+        )
+
+
+def _dense():
+    yield keras.layers.Dense(512, activation="relu")
+
+
+def _spiral_program() -> Variants:
+    size = {"hidden": 512, "rate": 0.1, "l2": 5e-4}
+    settings = Experiment(
+        hidden=(size["hidden"],), rate=(size["rate"],), l2=size["l2"], batch_size=3000,
+        learning_rate=0.05, decay=5e-5, validation=0.0, epochs=600,
+    )  # fmt: skip
+    data = load_data(settings)
+    program = reference.SpiralProgram(np.random.default_rng(0), **size)
+
+    def in_numpy(epochs=10):
+        start = time.perf_counter()
+        for _ in range(epochs):
+            program.step(*data.train)
+        return (time.perf_counter() - start) / epochs
+
+    def in_kdrop():
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = Unfinished(Path(folder))
+            recorder = Recorder(Console(quiet=True), "")
+            history = train(settings, data, unfinished, recorder).history
+        # From report to report, without the compilation before the first.
+        seconds, epochs = history["seconds"], history["epoch"]
+        return (seconds[-1] - seconds[0]) / (epochs[-1] - epochs[0])
+
+    return {"reference.py": in_numpy, "train.py": in_kdrop}
+
+
+def _pipeline() -> Variants:
+    # 15 whole batches: the remainder of a pass would be a cheaper step.
+    settings = Experiment(data="cifar10", train_size=2000, validation=0.04).resolved()
+    data = load_data(settings)
+    model = build(settings, data)
+    feed = batches(
+        data.train, settings.batch_size, shuffle_seed=0, mirror=True, shift=4
+    )
+    constant = feed.take(1).cache().repeat()
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seconds = time.perf_counter() - self.start
+
+    steps = len(data.train.targets) // settings.batch_size
+
+    def fit(dataset):
+        clock = Clock()
+        model.fit(
+            dataset, steps_per_epoch=steps, callbacks=[clock], shuffle=False, verbose=0
+        )
+        return clock.seconds / steps
+
+    return {"a constant batch": lambda: fit(constant), "batches()": lambda: fit(feed)}
+
+
+SQUARE = (4096, 4096)
+RIVAL, DROPOUT = "keras Dropout", "InvertedDropout"
+PAIR = (RIVAL, DROPOUT)
+OURS = (
+    DROPOUT, "VanillaDropout", "GaussianDropout", "UniformDropout", "AlphaDropout",
+)  # fmt: skip
+
+
+def _sizes():
+    for power in 12, 16, 20, 24, 28:
+        shape, calls = (2**power // 4096, 4096), max(1, min(256, 2 ** (24 - power)))
+        yield (
+            f"sizes 2^{power}",
+            Claim(
+                f"an element of 2^{power}, both ways through a layer in a graph",
+                "copy",
+                functools.partial(
+                    _passes, shape, ("copy", *PAIR), calls=calls, per_element=True
+                ),
+                {DROPOUT: 1.25} if power >= 24 else {},
+                unit="ns",
+            ),
+        )
+
+
+# Several claims may share their first word, which asks for them all.
+CLAIMS = {
+    "units": Claim(
+        "4096 x 4096 float32, both ways through a layer in a graph",
+        "copy",
+        functools.partial(
+            _passes,
+            SQUARE,
+            ("copy", RIVAL, "keras GaussianDropout", "keras AlphaDropout", *OURS),
+        ),
+        {DROPOUT: 1.25, "VanillaDropout": 1.25, "GaussianDropout": 7.5},
+    ),
+    "xla": Claim(
+        "4096 x 4096 float32, both ways in a function compiled by XLA",
+        "copy",
+        functools.partial(_passes, SQUARE, ("copy", *OURS), "xla"),
+        {DROPOUT: 1.6},
+    ),
+    # Keras's takes some 10 s at 4096 x 4096.
+    "xla small": Claim(
+        "128 x 4096 float32, both ways in a function compiled by XLA",
+        "copy",
+        functools.partial(_passes, (128, 4096), ("copy", *PAIR), "xla", calls=4),
+    ),
+    **{
+        f"halves {dtype}": Claim(
+            f"4096 x 4096 {dtype}, both ways through a layer in a graph",
+            "copy",
+            functools.partial(_passes, SQUARE, ("copy", *PAIR), dtype=dtype),
+            {DROPOUT: 2.6},
+        )
+        for dtype in ("bfloat16", "float16")
+    },
+    **dict(_sizes()),
+    **{
+        f"small {kind}": Claim(
+            f"32 x 256 float32, both ways through a layer, {kind}",
+            RIVAL,
+            functools.partial(_passes, (32, 256), PAIR, kind, calls=200),
+            {DROPOUT: accepted},
+            rounds=9,
+        )
+        for kind, accepted in (("graph", 1.1), ("eager", 1.0))
+    },
+    **{
+        f"lengths {kind}": Claim(
+            f"a batch of 200 of different lengths, from the first, {kind}",
+            RIVAL,
+            functools.partial(_all_lengths, kind),
+            {DROPOUT: 1.0},
+            rounds=1,
+            warm_up=0,
+        )
+        for kind in ("graph", "eager")
+    },
+    "convolutions": Claim(
+        "a training step of four small convolutions, dropout .1 after each",
+        "none",
+        functools.partial(_steps, _convolutions, (128, 32, 32, 3), 10, 0.1, steps=2),
+        {DROPOUT: 1.04},
+        rounds=9,
+    ),
+    "mlp": Claim(
+        "a training step of 2-512-3 on 3,000 points, dropout .1",
+        "none",
+        functools.partial(_steps, _dense, (3000, 2), 3, 0.1, steps=50),
+        {DROPOUT: 1.3},
+    ),
+    "memory": Claim(
+        "peak of 24 layers and ReLUs on 4096 x 4096, beyond that of the ReLUs alone",
+        RIVAL,
+        _memory,
+        {DROPOUT: 0.25},
+        rounds=1,
+        warm_up=0,
+        unit="MiB",
+    ),
+    "import": Claim(
+        "a fresh Python that imports",
+        "import keras",
+        _imports,
+        {"import keras, kdrop": 1.03},
+        rounds=3,
+    ),
+    "spiral": Claim(
+        "an epoch of 2-512-3 on 3,000 points, dropout .1",
+        "reference.py",
+        _spiral_program,
+    ),
+    "pipeline": Claim(
+        "a training step of alexnet32 on CIFAR-10",
+        "a constant batch",
+        _pipeline,
+        {"batches()": 1.03},
+        rounds=9,
+    ),
+}
