@@ -13,6 +13,7 @@ from kdrop.layers.clock import StepClock
 from kdrop.layers.replace import replace
 from kdrop.schedules import RateSchedule
 
+__version__ = "0.1.0"
 __all__ = [
     "AlphaDropout",
     "GaussianDropout",

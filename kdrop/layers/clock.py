@@ -52,6 +52,11 @@ class StepClock(keras.callbacks.Callback):
 
     def start(self, model, optimizer):
         """Let the optimizer's steps count the draws of the model's drop layers."""
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "StepClock counts the steps of a keras.optimizers.Optimizer. "
+                f"Received: optimizer={optimizer!r}"
+            )
         if keras.backend.backend() == "tensorflow":
             _align(model, optimizer)
             _bind(model, optimizer)
