@@ -91,11 +91,14 @@ class Kernel(NamedTuple):
         noise: `(words, draw) -> noise`, element by element.
         forward: `(inputs, noise, draw) -> outputs`, noise of the inputs' shape.
         backward: The same for gradients: the linear part of `forward`.
+        block: Sizes, after the batch, of the block of units that each element of the
+            noise decides over; empty where that is one unit.
     """
 
     noise: Callable[..., Any]
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    block: tuple[int, ...] = ()
 
 
 # Noise
@@ -203,6 +206,42 @@ VANILLA = Kernel(dropped, _select, _select)
 GAUSSIAN = Kernel(_gaussian, _multiply, _multiply)
 UNIFORM = Kernel(_uniform, _multiply, _multiply)
 ALPHA = Kernel(dropped, _alpha, _alpha_gradient)
+
+
+@functools.cache
+def blocks(block):
+    """The kernel that drops blocks of units around seeds.
+
+    Args:
+        block: Tuple of the block's sizes in the dimensions after the batch.
+
+    A draw's threshold is that of a seed, as `block_threshold` gives it.
+    """
+    cells = math.prod(block)
+
+    def forward(inputs, dropped, draw):
+        dtype = wide(inputs.dtype)
+        seeds, none = rate(draw, dtype), kept(draw, dtype)
+        # A unit is kept if none of `cells` seeds falls. Each form of the logarithm
+        # where it has its digits.
+        log_none = ops.where(seeds < 0.5, ops.log1p(-seeds), ops.log(none))
+        return _select(scale(inputs, ops.exp(-cells * log_none)), dropped, draw)
+
+    return Kernel(dropped, forward, forward, block)
+
+
+def block_threshold(rate, cells):
+    """The threshold of seeds whose blocks of `cells` units drop a fraction `rate`.
+
+    Args:
+        rate: Python float in [0, 1).
+        cells: Units in a block: as many seeds can drop a unit, each by itself.
+
+    Returns:
+        Python int. The fraction is within `cells * 2^-33` of the rate, or 2^-32 at
+        the upper end.
+    """
+    return threshold(-math.expm1(math.log1p(-rate) / cells))
 
 
 # How a kernel is run
@@ -316,7 +355,7 @@ def _compiled(function, of, *static):
 
 def _fused(kernel, noise_shape, inputs, draw, rows):
     shape = ops.shape(inputs)
-    sizes = _sizes(noise_shape, shape)
+    sizes = _sizes(kernel, noise_shape, shape)
     noise = _noise(kernel, draw, _named(rows, shape), math.prod(sizes))
     return _combined(kernel, noise, sizes, inputs, draw)
 
@@ -329,7 +368,7 @@ def _padded(kernel, noise_shape, inputs, draw, rows):
     import tensorflow as tf
 
     shape = ops.shape(inputs)
-    sizes = _sizes(noise_shape, shape)
+    sizes = _sizes(kernel, noise_shape, shape)
     count = functools.reduce(operator.mul, sizes, 1)
     bits_of_count = tf.math.log(tf.cast(count, "float64")) / math.log(4)
     padded = 4 ** tf.cast(tf.math.ceil(bits_of_count), "int32")
@@ -338,8 +377,11 @@ def _padded(kernel, noise_shape, inputs, draw, rows):
     return _combined(kernel, noise[:, :count], sizes, inputs, draw)
 
 
-def _sizes(noise_shape, shape):
+def _sizes(kernel, noise_shape, shape):
     """The noise's dimensions after the first."""
+    if kernel.block:
+        # Blocks that begin before the map reach into it.
+        return [s + b - 1 for s, b in zip(shape[1:], kernel.block, strict=True)]
     if noise_shape is None:
         return shape[1:]
     noise_shape = (1,) * (len(shape) - len(noise_shape)) + noise_shape
@@ -357,9 +399,14 @@ def _named(rows, shape):
 
 
 def _noise(kernel, draw, rows, size):
-    seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
-    words = bits.words(bits.fold(seed, salt, number), rows, size)
-    return kernel.noise(words, draw)
+    def noise():
+        seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
+        words = bits.words(bits.fold(seed, salt, number), rows, size)
+        return kernel.noise(words, draw)
+
+    if kernel.block:
+        return _once(noise, draw, (ops.shape(rows)[0], size))
+    return noise()
 
 
 def _noise_like(kernel, draw, rows, like):
@@ -369,4 +416,37 @@ def _noise_like(kernel, draw, rows, like):
 def _combined(kernel, noise, sizes, inputs, draw):
     shape = ops.shape(inputs)
     noise = ops.reshape(noise, (ops.shape(noise)[0], *sizes) if shape else ())
+    for axis, size in enumerate(kernel.block, start=1):
+        if size > 1:
+            noise = _covered(noise, axis, size, draw)
     return kernel.forward(inputs, ops.broadcast_to(noise, shape), draw)
+
+
+def _covered(seeds, axis, size, draw):
+    """True where one of the `size` seeds from there on along an axis is."""
+
+    def part(tensor, start, end):
+        return tensor[(slice(None),) * axis + (slice(start, end),)]
+
+    def cover():
+        covered, reach = seeds, 1
+        while reach < size:
+            step = min(reach, size - reach)
+            length = ops.shape(covered)[axis]
+            ahead = part(covered, step, length)
+            covered = ops.logical_or(part(covered, 0, length - step), ahead)
+            reach += step
+        return covered
+
+    shape = list(ops.shape(seeds))
+    shape[axis] -= size - 1
+    return _once(cover, draw, shape)
+
+
+def _once(function, draw, shape):
+    """A boolean tensor that XLA stores: what it fuses, it computes for each reader.
+
+    It does not fuse across the branches of a condition; here, that anything drops.
+    """
+    drops = ops.cast(draw[3], "uint32") != 0
+    return ops.cond(drops, function, lambda: ops.zeros(shape, "bool"))

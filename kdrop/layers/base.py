@@ -208,7 +208,7 @@ class Drop(keras.Layer):
         self.seed = check_seed(seed)
         drawn = random.randrange(2**32) if self.seed is None else self.seed
         self.draws = Draws(
-            drawn, zlib.crc32(self.name.encode()), kernels.threshold(self._rate)
+            drawn, zlib.crc32(self.name.encode()), self.threshold(self._rate)
         )
         self.built = type(self).build is keras.Layer.build
 
@@ -219,7 +219,11 @@ class Drop(keras.Layer):
     @rate.setter
     def rate(self, rate):
         self._rate = check_rate(rate)
-        self.draws.set_threshold(kernels.threshold(self._rate))
+        self.draws.set_threshold(self.threshold(self._rate))
+
+    def threshold(self, rate):
+        """The integer that a draw hands to the kernel for a rate."""
+        return kernels.threshold(rate)
 
     def check(self, inputs):
         """Raise `ValueError` for inputs, symbolic ones too, that cannot be dropped."""

@@ -1,0 +1,239 @@
+"""Layers that drop regions: channels, blocks of a map, tokens of a sequence."""
+
+import numbers
+
+import keras
+
+from kdrop import kernels
+from kdrop.layers.base import Drop
+from kdrop.layers.units import InvertedDropout
+
+
+def _check_data_format(data_format):
+    """The data format, Keras's default for `None`; anything unknown raises."""
+    if data_format is None:
+        return keras.config.image_data_format()
+    if data_format not in ("channels_last", "channels_first"):
+        raise ValueError(
+            "Argument `data_format` must be 'channels_last', 'channels_first' or None. "
+            f"Received: data_format={data_format!r}"
+        )
+    return data_format
+
+
+def _over_map(data_format, channels, size, dimensions):
+    """A tuple for the dimensions after the batch: of the channels, and of the map."""
+    over_map = (size,) * dimensions
+    if data_format == "channels_first":
+        return (channels, *over_map)
+    return (*over_map, channels)
+
+
+class _Spatial(InvertedDropout):
+    """Inverted dropout in which the positions of a channel share their fate."""
+
+    def __init__(self, rate, data_format=None, seed=None, **kwargs):
+        self.data_format = _check_data_format(data_format)
+        noise_shape = (None, *_over_map(self.data_format, None, 1, self.dimensions))
+        super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
+        self.input_spec = keras.layers.InputSpec(ndim=self.dimensions + 2)
+
+    def get_config(self):
+        config = {**super().get_config(), "data_format": self.data_format}
+        del config["noise_shape"]
+        return config
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class SpatialDropout1D(_Spatial):
+    """Drop whole channels of a sequence: all its steps share one decision.
+
+    What is kept is scaled by `1 / (1 - rate)`; at rest nothing is done.
+
+    Args:
+        rate: Fraction of channels to drop, in [0, 1).
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+
+    Input shape: `(batch, steps, channels)`, of a float dtype. Output shape: the same.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said.
+
+    Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
+    """
+
+    dimensions = 1
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(rate, data_format="channels_last", seed=seed, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["data_format"]
+        return config
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class SpatialDropout2D(_Spatial):
+    """Drop whole feature maps: all positions of a channel share one decision.
+
+    What is kept is scaled by `1 / (1 - rate)`; at rest nothing is done.
+
+    Args:
+        rate: Fraction of channels to drop, in [0, 1).
+        data_format: `"channels_last"` or `"channels_first"`; Keras's default if `None`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+
+    Input shape: `(batch, height, width, channels)` or `(batch, channels, height,
+    width)`, of a float dtype. Output shape: the same.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said.
+
+    Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
+    """
+
+    dimensions = 2
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class SpatialDropout3D(_Spatial):
+    """Drop whole channels of a volume: all its positions share one decision.
+
+    What is kept is scaled by `1 / (1 - rate)`; at rest nothing is done.
+
+    Args:
+        rate: Fraction of channels to drop, in [0, 1).
+        data_format: `"channels_last"` or `"channels_first"`; Keras's default if `None`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+
+    Input shape: `(batch, depth, height, width, channels)` or `(batch, channels, depth,
+    height, width)`, of a float dtype. Output shape: the same.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said.
+
+    Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
+    """
+
+    dimensions = 3
+
+
+class _DropBlock(Drop):
+    """A layer that drops cubes of a map, each channel its own."""
+
+    def __init__(self, rate, block_size, data_format=None, seed=None, **kwargs):
+        if (
+            not isinstance(block_size, numbers.Integral)
+            or isinstance(block_size, bool)
+            or block_size < 1
+        ):
+            raise ValueError(
+                "Argument `block_size` must be a positive integer. "
+                f"Received: block_size={block_size!r}"
+            )
+        self.block_size = int(block_size)
+        self.data_format = _check_data_format(data_format)
+        super().__init__(rate, seed=seed, **kwargs)
+        self.input_spec = keras.layers.InputSpec(ndim=self.dimensions + 2)
+
+    def threshold(self, rate):
+        return kernels.block_threshold(rate, self.block_size**self.dimensions)
+
+    def check(self, inputs):
+        super().check(inputs)
+        first = self.data_format == "channels_first"
+        sizes = inputs.shape[2:] if first else inputs.shape[1:-1]
+        if any(size is not None and size < self.block_size for size in sizes):
+            raise ValueError(
+                f"`block_size` must not exceed the map's sizes {tuple(sizes)}. "
+                f"Received: block_size={self.block_size}"
+            )
+
+    def drop(self, inputs, draw, rows):
+        block = _over_map(self.data_format, 1, self.block_size, self.dimensions)
+        return kernels.apply(kernels.blocks(block), inputs, draw, rows)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "block_size": self.block_size,
+            "data_format": self.data_format,
+        }
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class DropBlock1D(_DropBlock):
+    """Drop runs of consecutive steps, each channel its own. See `DropBlock2D`.
+
+    Args:
+        rate: Fraction of units to drop, in [0, 1).
+        block_size: Steps of a run: an integer from 1 to the inputs' steps.
+        data_format: `"channels_last"` or `"channels_first"`; Keras's default if `None`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+
+    Input shape: `(batch, steps, channels)` or `(batch, channels, steps)`, of a float
+    dtype. Output shape: the same.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said.
+
+    Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
+    """
+
+    dimensions = 1
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class DropBlock2D(_DropBlock):
+    """Drop square blocks of feature maps; each example and channel has its own.
+
+    What is kept is scaled by `1 / (1 - rate)`; at rest nothing is done.
+
+    The fraction dropped is the rate. In the paper it is less: its probability of a seed
+    counts the blocks as if they did not overlap, and seeds lie only where the whole
+    block is inside the map, so that the border is hardly dropped. Here a block may
+    begin anywhere, is clipped at the border, and seeds have the probability `1 - (1 -
+    rate)^(1 / block_size^2)`. So each unit is under `block_size^2` possible seeds, and
+    dropped with probability `rate`, exactly, wherever it lies. The scale is that
+    probability's too and not, as in the paper, `units / units kept` of the draw at
+    hand: the expectation of each unit is its value, and dropping is linear.
+
+    Args:
+        rate: Fraction of units to drop, in [0, 1).
+        block_size: Side of a block: an integer from 1 to the map's smallest side.
+        data_format: `"channels_last"` or `"channels_first"`; Keras's default if `None`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+
+    Input shape: `(batch, height, width, channels)` or `(batch, channels, height,
+    width)`, of a float dtype. Output shape: the same.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said.
+
+    Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
+    """
+
+    dimensions = 2
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class DropBlock3D(_DropBlock):
+    """Drop cubic blocks of volumes, each channel its own. See `DropBlock2D`.
+
+    Args:
+        rate: Fraction of units to drop, in [0, 1).
+        block_size: Side of a block: an integer from 1 to the volume's smallest side.
+        data_format: `"channels_last"` or `"channels_first"`; Keras's default if `None`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+
+    Input shape: `(batch, depth, height, width, channels)` or `(batch, channels, depth,
+    height, width)`, of a float dtype. Output shape: the same.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said.
+
+    Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
+    """
+
+    dimensions = 3
