@@ -398,11 +398,14 @@ def _named(rows, shape):
     return ops.stack([rows, ops.zeros_like(rows)], axis=1)
 
 
+def _words(draw, rows, size):
+    seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
+    return bits.words(bits.fold(seed, salt, number), rows, size)
+
+
 def _noise(kernel, draw, rows, size):
     def noise():
-        seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
-        words = bits.words(bits.fold(seed, salt, number), rows, size)
-        return kernel.noise(words, draw)
+        return kernel.noise(_words(draw, rows, size), draw)
 
     if kernel.block:
         return _once(noise, draw, (ops.shape(rows)[0], size))
@@ -450,3 +453,35 @@ def _once(function, draw, shape):
     """
     drops = ops.cast(draw[3], "uint32") != 0
     return ops.cond(drops, function, lambda: ops.zeros(shape, "bool"))
+
+
+# Subsets
+
+
+def subset(draw, rows, batch, size, count):
+    """A random subset of positions for each row, all of one size equally likely.
+
+    Args:
+        draw: Integer vector `[seed, salt, number, ...]`.
+        rows: uint32 tensor, as said above.
+        batch: How many rows, an integer or a scalar tensor, as are the next two.
+        size: Positions to choose from.
+        count: Positions to choose.
+
+    Returns:
+        int32 tensor `(batch, count)`, ascending in each row.
+    """
+    # No word repeats in a row: their order is a random permutation of the positions.
+    words = _words(draw, _named(rows, (batch,)), size)
+    order = ops.argsort(words, axis=-1)
+    return ops.sort(order[:, :count], axis=-1)
+
+
+def take(inputs, positions):
+    """The elements of `(batch, size, ...)` at int32 positions `(batch, count)`."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.gather(inputs, positions, batch_dims=1)
+    positions = ops.reshape(positions, (*positions.shape, *(1,) * (inputs.ndim - 2)))
+    return ops.take_along_axis(inputs, positions, axis=1)

@@ -1,8 +1,12 @@
 """Layers that drop regions: channels, blocks of a map, tokens of a sequence."""
 
+import math
 import numbers
+import warnings
 
 import keras
+from keras import ops
+from keras.src.backend import set_keras_mask
 
 from kdrop import kernels
 from kdrop.layers.base import Drop
@@ -237,3 +241,140 @@ class DropBlock3D(_DropBlock):
     """
 
     dimensions = 3
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class TokenDropout(Drop):
+    """Keep a random subset of the tokens of each example; at rest keep all.
+
+    Behind the first `prefix_tokens`, which always stay, `max(1, tokens - floor(rate *
+    tokens + 0.5))` tokens are kept, in their order and unscaled. All subsets of that
+    size are equally likely. The tokens that are dropped cost the layers behind nothing:
+    the sequence is shorter in training. Positions must have been embedded before.
+
+    The count is a part of the shape, so a function that has been traced keeps the count
+    that it was traced with. A new rate holds for calls in eager mode and for what is
+    traced from then on, as after `model.compile`; the layer warns where that is needed.
+
+    Args:
+        rate: Fraction of the tokens behind the prefix to drop, in [0, 1).
+        prefix_tokens: How many tokens at the start, such as a class token, always stay.
+        return_indices: Whether to return the kept tokens' indices too.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same subsets.
+
+    Input shape: `(batch, tokens, features)`, of a float dtype.
+    Output shape: `(batch, kept, features)`, and with `return_indices` also `(batch,
+    kept)` of dtype int32. In a symbolic shape `kept` is `None`, since it is not the
+    same in training and at rest.
+
+    Raises:
+        ValueError: If an argument is invalid, or the inputs are not as said or have no
+            token behind the prefix.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2208.07220), section 3
+    """
+
+    _traced = False
+
+    def __init__(
+        self, rate, prefix_tokens=0, return_indices=False, seed=None, **kwargs
+    ):
+        super().__init__(rate, seed=seed, **kwargs)
+        if (
+            not isinstance(prefix_tokens, numbers.Integral)
+            or isinstance(prefix_tokens, bool)
+            or prefix_tokens < 0
+        ):
+            raise ValueError(
+                "Argument `prefix_tokens` must be an integer, 0 or more. "
+                f"Received: prefix_tokens={prefix_tokens!r}"
+            )
+        self.prefix_tokens = int(prefix_tokens)
+        self.return_indices = return_indices
+        self.input_spec = keras.layers.InputSpec(ndim=3)
+
+    @Drop.rate.setter
+    def rate(self, rate):
+        before = self.rate
+        Drop.rate.fset(self, rate)
+        if self._traced and self.rate != before:
+            warnings.warn(
+                f"Layer {self.name!r} has been traced with rate {before}: what is "
+                "traced keeps its count of tokens until it is traced anew, as after "
+                "`model.compile`.",
+                stacklevel=2,
+            )
+
+    def check(self, inputs):
+        super().check(inputs)
+        tokens = inputs.shape[1]
+        if tokens is not None and tokens <= self.prefix_tokens:
+            raise ValueError(
+                f"Layer {self.name!r} needs inputs with a token behind the prefix. "
+                f"Received: inputs of {tokens} tokens, prefix_tokens="
+                f"{self.prefix_tokens}"
+            )
+
+    def call(self, inputs, training=False, mask=None):
+        outputs, kept = super().call(inputs, training=training)
+        if mask is not None:
+            mask = mask if kept is None else kernels.take(mask, kept)
+            set_keras_mask(outputs, mask)
+        return (outputs, kept) if self.return_indices else outputs
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # only the call knows which tokens are kept
+
+    def drop(self, inputs, draw, rows):
+        self._traced = self._traced or _is_symbolic(inputs)
+        batch, tokens, _ = ops.shape(inputs)
+        behind = tokens - self.prefix_tokens
+        count = _kept_tokens(behind, self.rate)
+        kept = kernels.subset(draw, rows, batch, behind, count) + self.prefix_tokens
+        kept = ops.concatenate([_all(batch, self.prefix_tokens), kept], axis=1)
+        return kernels.take(inputs, kept), kept
+
+    def rest(self, inputs):
+        batch, tokens, _ = ops.shape(inputs)
+        return inputs, _all(batch, tokens) if self.return_indices else None
+
+    def compute_output_shape(self, input_shape):
+        batch, _, features = input_shape
+        shape = (batch, None, features)
+        return (shape, (batch, None)) if self.return_indices else shape
+
+    def compute_output_spec(self, inputs, **kwargs):
+        self.check(inputs)
+        batch, _, features = inputs.shape
+        outputs = keras.KerasTensor((batch, None, features), inputs.dtype)
+        kept = keras.KerasTensor((batch, None), "int32")
+        return (outputs, kept) if self.return_indices else outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "prefix_tokens": self.prefix_tokens,
+            "return_indices": self.return_indices,
+        }
+
+
+def _kept_tokens(tokens, rate):
+    """How many tokens stay, in float64 also where their number is a tensor."""
+    if isinstance(tokens, int):
+        return max(1, tokens - math.floor(rate * tokens + 0.5))
+    dropped = ops.floor(rate * ops.cast(tokens, "float64") + 0.5)
+    return ops.maximum(1, tokens - ops.cast(dropped, tokens.dtype))
+
+
+def _all(batch, tokens):
+    """The indices of all tokens, for each example."""
+    return ops.broadcast_to(ops.arange(tokens, dtype="int32"), (batch, tokens))
+
+
+def _is_symbolic(tensor):
+    """Whether a tensor stands for values to come, in a function that is traced."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.executing_eagerly()
+    return "Tracer" in type(tensor).__name__
