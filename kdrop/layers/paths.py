@@ -62,5 +62,6 @@ class StochasticDepth(Drop):
 
 
 def _drop_rows(kernel, inputs, draw, rows):
-    noise_shape = (None, *(1,) * len(inputs.shape[1:]))
+    rank = len(inputs.shape)
+    noise_shape = (None, *(1,) * (rank - 1))[:rank]
     return kernels.apply(kernel, inputs, draw, rows, noise_shape)
