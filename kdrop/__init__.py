@@ -4,8 +4,17 @@ from kdrop import models, schedules
 from kdrop.ensemble import Sampler
 from kdrop.layers import (
     AlphaDropout,
+    DropBlock1D,
+    DropBlock2D,
+    DropBlock3D,
+    DropPath,
     GaussianDropout,
     InvertedDropout,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+    StochasticDepth,
+    TokenDropout,
     UniformDropout,
     VanillaDropout,
 )
@@ -16,11 +25,20 @@ from kdrop.schedules import RateSchedule
 __version__ = "0.1.0"
 __all__ = [
     "AlphaDropout",
+    "DropBlock1D",
+    "DropBlock2D",
+    "DropBlock3D",
+    "DropPath",
     "GaussianDropout",
     "InvertedDropout",
     "RateSchedule",
     "Sampler",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
     "StepClock",
+    "StochasticDepth",
+    "TokenDropout",
     "UniformDropout",
     "VanillaDropout",
     "models",

@@ -87,8 +87,17 @@ def words(key, rows, size):
     Returns:
         uint32 tensor `(n, size)`.
     """
+    position, hashed = _hashed(key, rows, size)
+    return ops.bitwise_xor(hashed, position)
+
+
+def distinct_words(key, rows, size):
+    """The same, but within a row no word repeats: it is a part of a permutation."""
+    return _hashed(key, rows, size)[1]
+
+
+def _hashed(key, rows, size):
     first, second = threefry(key, (rows[:, 0], rows[:, 1]))
     position = _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range
     position = position + first[:, None]
-    # What was hashed, once more: else no word would repeat within a row.
-    return ops.bitwise_xor(_finalise(_finalise(position) + second[:, None]), position)
+    return position, _finalise(_finalise(position) + second[:, None])

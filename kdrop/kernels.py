@@ -302,9 +302,7 @@ def _traced(of, kernel, noise_shape):
     """
     import tensorflow as tf
 
-    def call(inputs, draw, rows):
-        return _differentiable(kernel, noise_shape, inputs, draw, rows)
-
+    call = functools.partial(_differentiable, kernel, noise_shape)
     return tf.function(call, autograph=False, reduce_retracing=True)
 
 
@@ -398,14 +396,13 @@ def _named(rows, shape):
     return ops.stack([rows, ops.zeros_like(rows)], axis=1)
 
 
-def _words(draw, rows, size):
-    seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
-    return bits.words(bits.fold(seed, salt, number), rows, size)
+def _key(draw):
+    return bits.fold(*(ops.cast(draw[i], "uint32") for i in range(3)))
 
 
 def _noise(kernel, draw, rows, size):
     def noise():
-        return kernel.noise(_words(draw, rows, size), draw)
+        return kernel.noise(bits.words(_key(draw), rows, size), draw)
 
     if kernel.block:
         return _once(noise, draw, (ops.shape(rows)[0], size))
@@ -472,7 +469,7 @@ def subset(draw, rows, batch, size, count):
         int32 tensor `(batch, count)`, ascending in each row.
     """
     # No word repeats in a row: their order is a random permutation of the positions.
-    words = _words(draw, _named(rows, (batch,)), size)
+    words = bits.distinct_words(_key(draw), _named(rows, (batch,)), size)
     order = ops.argsort(words, axis=-1)
     return ops.sort(order[:, :count], axis=-1)
 

@@ -25,6 +25,7 @@ class Case(NamedTuple):
     # What dropped ones become; by default 0.
     lowest: Callable[[float], float] = lambda rate: 0.0
     scales_at_rest: bool = False
+    repeat: int = 1  # draws that give enough decisions for statistics
 
     def make(self, rate=0.5, seed=1, name="drop", **settings):
         return self.layer(rate, seed=seed, name=name, **self.settings, **settings)
@@ -36,8 +37,38 @@ class Case(NamedTuple):
         """What a new draw makes of ones, in NumPy."""
         return self.seen(layer(self.ones(dtype), training=True))
 
+    def draws(self, layer, dtype="float32"):
+        """Enough decisions for statistics."""
+        call = traced(layer) if self.repeat > 1 else lambda x: layer(x, training=True)
+        ones = self.ones(dtype)
+        return np.concatenate([self.seen(call(ones)) for _ in range(self.repeat)])
+
     def seen(self, outputs):
         return self.decisions(numpy(outputs))
+
+
+def first_of(*axes):
+    """Decisions that positions along these axes share."""
+
+    def decisions(outputs):
+        for axis in axes:
+            first = outputs.take([0], axis)
+            assert (outputs == first).all()
+            outputs = first
+        return outputs
+
+    return decisions
+
+
+def every(*axes, step=3):
+    """The cells that lie so far apart that no block covers two."""
+
+    def decisions(outputs):
+        for axis in axes:
+            outputs = outputs.take(range(0, outputs.shape[axis], step), axis)
+        return outputs
+
+    return decisions
 
 
 def numpy(tensor):
@@ -59,6 +90,22 @@ FAMILY = {
         Case(kdrop.GaussianDropout, dropped=False),
         Case(kdrop.UniformDropout, dropped=False),
         Case(kdrop.AlphaDropout, lowest=alpha_lowest),
+        Case(kdrop.SpatialDropout1D, {}, (64, 3, 256), first_of(1)),
+        Case(kdrop.SpatialDropout2D, {}, (64, 3, 2, 256), first_of(1, 2)),
+        Case(kdrop.SpatialDropout3D, {}, (64, 2, 3, 2, 256), first_of(1, 2, 3)),
+        # Of cells that share no seed.
+        Case(kdrop.DropBlock1D, {"block_size": 3}, (64, 7, 128), every(1)),
+        Case(kdrop.DropBlock2D, {"block_size": 2}, (64, 3, 5, 64), every(1, 2)),
+        Case(kdrop.DropBlock3D, {"block_size": 2}, (64, 3, 2, 4, 64), every(1, 2, 3)),
+        Case(kdrop.DropPath, {}, (4096, 3), first_of(1)),
+        Case(
+            kdrop.StochasticDepth,
+            {},
+            (2, 3),
+            first_of(0, 1),
+            scales_at_rest=True,
+            repeat=1000,
+        ),
     )
 }
 every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)

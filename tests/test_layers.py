@@ -46,7 +46,7 @@ def test_dropped_fraction_is_the_rate_in_every_dtype(case, dtype, rate):
     layer = case.make(rate, dtype=dtype)
     lowest = numpy(ops.cast(case.lowest(rate), dtype))
     for _ in range(4):
-        outputs = case.draw(layer, dtype)
+        outputs = case.draws(layer, dtype)
         mask = np.isclose(outputs, lowest, rtol=1e-2, atol=1e-6)
         assert_frequency(mask, rate)
         assert len(np.unique(outputs)) <= 2
@@ -68,6 +68,14 @@ PINNED = {
     "GaussianDropout": (1341112606, 4119148472),
     "UniformDropout": (1341112606, 4119148472),
     "AlphaDropout": (371035148, 1425010759),
+    "SpatialDropout1D": (371035148, 1425010759),
+    "SpatialDropout2D": (371035148, 1425010759),
+    "SpatialDropout3D": (371035148, 1425010759),
+    "DropBlock1D": (2325519537, 894143809),
+    "DropBlock2D": (1936390611, 3713477203),
+    "DropBlock3D": (3125274604, 2762171539),
+    "DropPath": (950084952, 3775384471),
+    "StochasticDepth": (1069182125, 3523407757),
 }
 
 
@@ -132,7 +140,7 @@ def test_no_seed_draws_a_seed(case):
     keras.utils.set_random_seed(5)
     one, other = (case.make(seed=None) for _ in range(2))
     assert one.seed is None
-    assert_independent(case.draw(one), case.draw(other))
+    assert_independent(case.draws(one), case.draws(other))
 
 
 # Promise 3: independent where it must be
@@ -141,10 +149,10 @@ def test_no_seed_draws_a_seed(case):
 @every_layer
 def test_draws_differ_between_calls_names_seeds_and_rows(case):
     layer = case.make(name="one")
-    first, second = case.draw(layer), case.draw(layer)
+    first, second = case.draws(layer), case.draws(layer)
     assert_independent(first, second)
-    assert_independent(first, case.draw(case.make(name="two")))
-    assert_independent(first, case.draw(case.make(name="one", seed=2)))
+    assert_independent(first, case.draws(case.make(name="two")))
+    assert_independent(first, case.draws(case.make(name="one", seed=2)))
     if len(first) > 1:
         assert_independent(first[:-1], first[1:])
 
@@ -394,7 +402,13 @@ KERAS_CASES = [
         for ours, theirs, tests in KERAS_CASES
         for name in dir(tests)
         if name.startswith(
-            ("test_dropout", "test_validate", "test_gauss", "test_alpha")
+            (
+                "test_dropout",
+                "test_validate",
+                "test_gauss",
+                "test_alpha",
+                "test_spatial",
+            )
         )
     ],
 )

@@ -3,12 +3,15 @@
 import keras
 from keras.src.models import Functional
 
-from kdrop.layers import units
+from kdrop.layers import regions, units
 
 _OURS = {
     keras.layers.Dropout: units.InvertedDropout,
     keras.layers.GaussianDropout: units.GaussianDropout,
     keras.layers.AlphaDropout: units.AlphaDropout,
+    keras.layers.SpatialDropout1D: regions.SpatialDropout1D,
+    keras.layers.SpatialDropout2D: regions.SpatialDropout2D,
+    keras.layers.SpatialDropout3D: regions.SpatialDropout3D,
 }
 
 
