@@ -93,12 +93,14 @@ class Kernel(NamedTuple):
         backward: The same for gradients: the linear part of `forward`.
         block: Sizes, after the batch, of the block of units that each element of the
             noise decides over; empty where that is one unit.
+        distinct: Whether the noise needs words that do not repeat within a row.
     """
 
     noise: Callable[..., Any]
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     block: tuple[int, ...] = ()
+    distinct: bool = False
 
 
 # Noise
@@ -401,8 +403,10 @@ def _key(draw):
 
 
 def _noise(kernel, draw, rows, size):
+    draw_words = bits.distinct_words if kernel.distinct else bits.words
+
     def noise():
-        return kernel.noise(bits.words(_key(draw), rows, size), draw)
+        return kernel.noise(draw_words(_key(draw), rows, size), draw)
 
     if kernel.block:
         return _once(noise, draw, (ops.shape(rows)[0], size))
