@@ -2,7 +2,7 @@
 
 import keras
 
-from kdrop.layers.base import Drop, Sampling, sampling
+from kdrop.layers.base import Noise, Sampling, sampling
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -28,7 +28,7 @@ class Sampler(keras.Model):
         self.model = model
 
     def call(self, inputs):
-        if not any(isinstance(layer, Drop) for layer in self.model._flatten_layers()):
+        if not any(isinstance(layer, Noise) for layer in self.model._flatten_layers()):
             raise ValueError(
                 f"Model {self.model.name!r} has no drop layer of kdrop to sample."
             )

@@ -185,45 +185,28 @@ class Draws(keras.Layer):
         self._restore(*(int(v) for v in restored["draws"]))
 
 
-class Drop(keras.Layer):
-    """A layer that drops during training, and when it is sampled.
+class Noise(keras.Layer):
+    """A layer that is random during training, and when it is sampled.
 
-    A subclass says what dropping does in `drop(inputs, draw, rows)` and, where it is
+    A subclass says what it does then in `drop(inputs, draw, rows)` and, where it is
     not the identity, what happens at rest in `rest(inputs)`.
 
     Args:
-        rate: Fraction to drop, in [0, 1). It can be set at any time, on a compiled
-            and traced model too: `layer.rate = 0.3`.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
+        seed: Integer in [0, 2^32). The same seed and layer name give the same draws;
             `None` draws a seed.
+        threshold: What the draws hand out as the threshold, if the layer has a rate.
 
     Raises:
-        ValueError: If the rate, the seed or the inputs are not as said.
+        ValueError: If the seed or the inputs are not as said.
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, seed=None, threshold=0, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
-        self._rate = check_rate(rate)
         self.seed = check_seed(seed)
         drawn = random.randrange(2**32) if self.seed is None else self.seed
-        self.draws = Draws(
-            drawn, zlib.crc32(self.name.encode()), self.threshold(self._rate)
-        )
+        self.draws = Draws(drawn, zlib.crc32(self.name.encode()), threshold)
         self.built = type(self).build is keras.Layer.build
-
-    @property
-    def rate(self):
-        return self._rate
-
-    @rate.setter
-    def rate(self, rate):
-        self._rate = check_rate(rate)
-        self.draws.set_threshold(self.threshold(self._rate))
-
-    def threshold(self, rate):
-        """The integer that a draw hands to the kernel for a rate."""
-        return kernels.threshold(rate)
 
     def check(self, inputs):
         """Raise `ValueError` for inputs, symbolic ones too, that cannot be dropped."""
@@ -256,15 +239,50 @@ class Drop(keras.Layer):
             return active.rows * np.array([1, 0], "uint32") if shared else active.rows
         return np.zeros((1, 2), "uint32") if shared else first_row(inputs)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
     def compute_output_spec(self, inputs, **kwargs):
         self.check(inputs)
         return super().compute_output_spec(inputs, **kwargs)
 
     def get_config(self):
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        return {**super().get_config(), "seed": self.seed}
+
+
+class Drop(Noise):
+    """Noise of a rate that is set, on inputs whose shape it keeps.
+
+    Args:
+        rate: Fraction to drop, in [0, 1). It can be set at any time, on a compiled
+            and traced model too: `layer.rate = 0.3`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
+            `None` draws a seed.
+
+    Raises:
+        ValueError: If the rate, the seed or the inputs are not as said.
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        rate = check_rate(rate)
+        super().__init__(seed=seed, threshold=self.threshold(rate), **kwargs)
+        self._rate = rate
+
+    @property
+    def rate(self):
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate):
+        self._rate = check_rate(rate)
+        self.draws.set_threshold(self.threshold(self._rate))
+
+    def threshold(self, rate):
+        """The integer that a draw hands to the kernel for a rate."""
+        return kernels.threshold(rate)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
 
 
 def first_row(inputs):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kdrop.layers.base import Drop
+from kdrop.layers.base import Noise
 
 
 class StepClock(keras.callbacks.Callback):
@@ -85,4 +85,4 @@ def _steps(optimizer):
 
 
 def _drop_layers(model):
-    return [layer for layer in model._flatten_layers() if isinstance(layer, Drop)]
+    return [layer for layer in model._flatten_layers() if isinstance(layer, Noise)]
