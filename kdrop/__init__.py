@@ -4,19 +4,23 @@ from kdrop import models, schedules
 from kdrop.ensemble import Sampler
 from kdrop.layers import (
     AlphaDropout,
+    ConcreteDropout,
     DropBlock1D,
     DropBlock2D,
     DropBlock3D,
     DropPath,
+    ExactDropout,
     GaussianDropout,
     InvertedDropout,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
+    StandoutDropout,
     StochasticDepth,
     TokenDropout,
     UniformDropout,
     VanillaDropout,
+    VariationalDropout,
 )
 from kdrop.layers.clock import StepClock
 from kdrop.layers.replace import replace
@@ -25,10 +29,12 @@ from kdrop.schedules import RateSchedule
 __version__ = "0.1.0"
 __all__ = [
     "AlphaDropout",
+    "ConcreteDropout",
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",
     "DropPath",
+    "ExactDropout",
     "GaussianDropout",
     "InvertedDropout",
     "RateSchedule",
@@ -36,11 +42,13 @@ __all__ = [
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
+    "StandoutDropout",
     "StepClock",
     "StochasticDepth",
     "TokenDropout",
     "UniformDropout",
     "VanillaDropout",
+    "VariationalDropout",
     "models",
     "replace",
     "schedules",

@@ -1,5 +1,11 @@
 """The drop layers."""
 
+from kdrop.layers.exact import ExactDropout
+from kdrop.layers.learned import (
+    ConcreteDropout,
+    StandoutDropout,
+    VariationalDropout,
+)
 from kdrop.layers.paths import (
     DropPath,
     StochasticDepth,
@@ -23,17 +29,21 @@ from kdrop.layers.units import (
 
 __all__ = [
     "AlphaDropout",
+    "ConcreteDropout",
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",
     "DropPath",
+    "ExactDropout",
     "GaussianDropout",
     "InvertedDropout",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
+    "StandoutDropout",
     "StochasticDepth",
     "TokenDropout",
     "UniformDropout",
     "VanillaDropout",
+    "VariationalDropout",
 ]
