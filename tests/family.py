@@ -25,6 +25,7 @@ class Case(NamedTuple):
     # What dropped ones become; by default 0.
     lowest: Callable[[float], float] = lambda rate: 0.0
     scales_at_rest: bool = False
+    exact: bool = False  # drops a count that its own law gives, of known sizes
     repeat: int = 1  # draws that give enough decisions for statistics
 
     def make(self, rate=0.5, seed=1, name="drop", **settings):
@@ -90,6 +91,7 @@ FAMILY = {
         Case(kdrop.GaussianDropout, dropped=False),
         Case(kdrop.UniformDropout, dropped=False),
         Case(kdrop.AlphaDropout, lowest=alpha_lowest),
+        Case(kdrop.ExactDropout, exact=True),
         Case(kdrop.SpatialDropout1D, {}, (64, 3, 256), first_of(1)),
         Case(kdrop.SpatialDropout2D, {}, (64, 3, 2, 256), first_of(1, 2)),
         Case(kdrop.SpatialDropout3D, {}, (64, 2, 3, 2, 256), first_of(1, 2, 3)),

@@ -43,6 +43,8 @@ from kdrop import bits
 def test_dropped_fraction_is_the_rate_in_every_dtype(case, dtype, rate):
     if BACKEND == "jax" and dtype == "float64":
         pytest.skip("JAX has no float64 unless it is asked for")
+    if case.exact:
+        pytest.skip("drops a count, by a law of its own")
     layer = case.make(rate, dtype=dtype)
     lowest = numpy(ops.cast(case.lowest(rate), dtype))
     for _ in range(4):
@@ -68,6 +70,7 @@ PINNED = {
     "GaussianDropout": (1341112606, 4119148472),
     "UniformDropout": (1341112606, 4119148472),
     "AlphaDropout": (371035148, 1425010759),
+    "ExactDropout": (2570060950, 865793907),
     "SpatialDropout1D": (371035148, 1425010759),
     "SpatialDropout2D": (371035148, 1425010759),
     "SpatialDropout3D": (371035148, 1425010759),
