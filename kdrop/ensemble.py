@@ -322,8 +322,9 @@ def _batches(inputs, size):
         inputs_only = (b[0] if isinstance(b, tuple) else b for b in batches)
         return inputs_only, total if total >= 0 else None
     arrays = tree.flatten(inputs)
-    lengths = {len(x) if getattr(x, "shape", ()) else None for x in arrays}
-    if None in lengths or len(lengths) != 1:
+    sized = [x for x in arrays if len(getattr(x, "shape", ()))]
+    lengths = {len(x) for x in sized}
+    if len(sized) < len(arrays) or len(lengths) != 1:
         raise ValueError(
             "`inputs` must be an array of examples, a list or dictionary of arrays of "
             "as many examples, or a `tf.data.Dataset`. Received: "
