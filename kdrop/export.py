@@ -1,7 +1,6 @@
 """A trained model as a folder that a model server takes as it is."""
 
 import csv
-import functools
 import json
 import os
 import platform
@@ -128,14 +127,33 @@ def _write_saved_model(model, path: Path, passes: int, task: str) -> None:
         input_signature=[inputs],
     )
     if stochastic(model):
-        summary = functools.partial(_sampled_summary, Stages(model), passes, task)
+        seeded = _sample_seeded(model, passes, task, [inputs, seeds])
         archive.add_endpoint(
             "sample",
-            lambda inputs: summary(inputs, _fresh_seeds(inputs)),
+            lambda inputs: seeded(inputs, _fresh_seeds(inputs)),
             input_signature=[inputs],
         )
-        archive.add_endpoint("sample_seeded", summary, input_signature=[inputs, seeds])
+        archive.add_endpoint("sample_seeded", seeded)
     archive.write_out(str(path), verbose=False)
+
+
+def _sample_seeded(model, passes, task, signature):
+    """The endpoint `sample_seeded`, traced with plain operations."""
+    stages = Stages(model)
+    inputs = signature[0]
+    shared = stages.once(tf.zeros([n or 1 for n in inputs.shape], inputs.dtype))
+    row = tf.range(1), tf.zeros((), tf.uint32), tf.zeros((1, 2), tf.uint32)
+    rows = MEMORY // TensorFlowGraph(stages.sample).row_bytes(shared, *row)
+
+    @tf.function(input_signature=signature, autograph=False)
+    def seeded(inputs, seeds):
+        token = kernels.plain.set(True)
+        try:
+            return _summary(_samples(stages, passes, rows, inputs, seeds), task)
+        finally:
+            kernels.plain.reset(token)
+
+    return seeded
 
 
 def _fresh_seeds(inputs: tf.Tensor) -> tf.Tensor:
@@ -152,13 +170,8 @@ def _fresh_seeds(inputs: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _sampled_summary(stages, passes, task, inputs, seeds):
-    """The answer of a `sample` signature, traced with plain operations."""
-    token = kernels.plain.set(True)
-    try:
-        samples = _samples(stages, passes, inputs, seeds)
-    finally:
-        kernels.plain.reset(token)
+def _summary(samples, task):
+    """As `kdrop.summarise` has it."""
     mean = tf.reduce_mean(samples, axis=0)
     answer = {"mean": mean, "std": tf.math.reduce_std(samples, axis=0)}
     if task == "classification":
@@ -166,7 +179,7 @@ def _sampled_summary(stages, passes, task, inputs, seeds):
             samples = tf.concat([1 - samples, samples], axis=-1)
             mean = tf.reduce_mean(samples, axis=0)
         entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean), axis=-1)
-        excess = samples - mean  # the formula of `kdrop.summarise`
+        excess = samples - mean
         ratio = excess / tf.where(mean > 0, mean, 1)
         divergence = tf.math.xlog1py(samples, ratio) - excess
         information = tf.reduce_mean(tf.reduce_sum(divergence, axis=-1), axis=0)
@@ -174,8 +187,8 @@ def _sampled_summary(stages, passes, task, inputs, seeds):
     return answer
 
 
-def _samples(stages, passes, inputs, seeds):
-    """Tensor `(passes, batch, ...)`: a few passes at a time, as the memory allows.
+def _samples(stages, passes, most, inputs, seeds):
+    """Tensor `(passes, batch, ...)`: as many passes at a time as `most` rows hold.
 
     The rows of the masks are named by the seeds and the passes alone, so that a row's
     samples do not depend on the requests that a server batches with it.
@@ -183,9 +196,6 @@ def _samples(stages, passes, inputs, seeds):
     shared, batch = stages.once(inputs), tf.shape(inputs)[0]
     low, high = tf.unstack(tf.bitcast(seeds, tf.uint32), axis=-1)
     places, seed = tf.range(batch), tf.zeros((), tf.uint32)
-    graph = TensorFlowGraph(stages.sample)
-    row = places, seed, tf.zeros((batch, 2), tf.uint32)
-    most = MEMORY // graph.row_bytes(shared, *row)
     chunks = -(-passes // tf.clip_by_value(most // tf.maximum(batch, 1), 1, passes))
     together = -(-passes // chunks)
 
