@@ -98,6 +98,7 @@ class Stages:
             return inputs
         values = dict(enumerate(_standardise(self._model, inputs)))
         self._run(False, values, at_rest)
+        # A mask of Keras is an attribute, which functions do not return.
         return [(values[n], get_keras_mask(values[n])) for n in self._shared]
 
     def sample(self, shared, places, seed, rows):
@@ -157,6 +158,7 @@ class Stages:
         drops = bool(stochastic(operation))
         graph = graph_of(operation) if drops else None
         tensors = tree.flatten(arguments.args)
+        # Otherwise it is called with a mask, which its own call takes care of.
         if graph is not None and len(tensors) == len(graph.inputs) == len(used):
             inputs = self._number(graph.inputs, varies)
             enter = functools.partial(_standardise, operation)
@@ -177,16 +179,11 @@ class Stages:
 
 def _standardise(model, inputs, **settings):
     """The flat tensors that a model's graph begins with."""
-
-    def convert(tensor):
-        policy, mask = model.dtype_policy, get_keras_mask(tensor)
-        tensor = policy.convert_input(tensor, model.autocast, model.input_dtype)
-        if mask is not None:
-            set_keras_mask(tensor, mask)
-        return tensor
-
     if model._convert_input_args:
-        inputs = tree.map_structure(convert, inputs)
+        policy = model.dtype_policy
+        inputs = tree.map_structure(
+            lambda x: policy.convert_input(x, model.autocast, model.input_dtype), inputs
+        )
     return graph_of(model)._standardize_inputs(inputs)
 
 

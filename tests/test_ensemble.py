@@ -119,7 +119,19 @@ def masked():
     tokens = ops.cast(ops.abs(inputs) * 2, "int32")
     embedded = keras.layers.Embedding(9, 6, mask_zero=True)(tokens)
     dropped = InvertedDropout(0.5, name="drop")(embedded)
-    return keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(dropped))
+    attended = keras.layers.MultiHeadAttention(2, 3)(dropped, embedded)
+    averaged = keras.layers.GlobalAveragePooling1D()(attended)
+    nested = keras.Sequential(
+        [
+            keras.Input((8, 6)),
+            dense(6),
+            InvertedDropout(0.5, name="nested"),
+            keras.layers.GlobalAveragePooling1D(),
+        ]
+    )
+    nested.supports_masking = True
+    both = keras.layers.Concatenate()([averaged, nested(embedded)])
+    return keras.Model(inputs, both)
 
 
 NETWORKS = [mlp, branches, functional_in_functional, convolutions, masked]
