@@ -159,6 +159,15 @@ def test_only_fresh_samples_are_random_and_nothing_needs_xla(exported):
         assert (len(nodes) > 100) == name.startswith("sample")
 
 
+def test_at_rest_the_graph_is_that_of_a_network_without_drop_layers(tmp_path):
+    def operations(dropout):
+        path = export(kdrop.models.spiral_mlp(dropout), tmp_path)
+        serve = tf.saved_model.load(str(path)).signatures["serve"]
+        return sorted(node.op for node in reached(serve.graph.as_graph_def())[0])
+
+    assert operations(kdrop.InvertedDropout) == operations(None)
+
+
 def test_a_regression_has_no_entropy_and_a_model_at_rest_no_samples(model, tmp_path):
     loaded = tf.saved_model.load(str(export(model, tmp_path, task="regression")))
     answer = loaded.signatures["sample"](inputs=tf.constant(POINTS))
