@@ -1,7 +1,7 @@
 """Dropout layers for Keras that do what the literature says, at the cost of a copy."""
 
 from kdrop import models, schedules
-from kdrop.ensemble import Sampler
+from kdrop.ensemble import Sampler, sample, subnetworks
 from kdrop.layers import (
     AlphaDropout,
     ConcreteDropout,
@@ -25,6 +25,7 @@ from kdrop.layers import (
 from kdrop.layers.clock import StepClock
 from kdrop.layers.replace import replace
 from kdrop.schedules import RateSchedule
+from kdrop.votes import summarise
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,5 +52,8 @@ __all__ = [
     "VariationalDropout",
     "models",
     "replace",
+    "sample",
     "schedules",
+    "subnetworks",
+    "summarise",
 ]

@@ -16,7 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdrop import bits, kernels
 from kdrop.data import BadInput
+from kdrop.ensemble import MEMORY
+from kdrop.stages import Stages, TensorFlowGraph, stochastic
 
 # The model server replays the requests of this file before it says that it is ready:
 # https://www.tensorflow.org/tfx/serving/saved_model_warmup
@@ -52,6 +55,8 @@ def export(
     record: Mapping[str, object] | None = None,
     history: Mapping[str, Sequence[float]] | None = None,
     draw: Callable[[Path], None] | None = None,
+    passes: int = 50,
+    task: str = "classification",
 ) -> Path:
     """Write the model as the next version of `folder`, whole or not at all.
 
@@ -66,6 +71,9 @@ def export(
         record: What `experiment.json` says besides the versions of the libraries.
         history: Columns of `history.csv`.
         draw: Called with the folder before it appears, to add pictures.
+        passes: Sub-networks that the signatures `sample` and `sample_seeded` draw for
+            each row; a model without drop layers of kdrop has no such signatures.
+        task: `"classification"` or `"regression"`, as in `kdrop.summarise`.
 
     Returns:
         The path of the new version.
@@ -78,7 +86,7 @@ def export(
     _sweep(folder)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
-        _write_saved_model(model, partial)
+        _write_saved_model(model, partial, passes, task)
         (partial / "assets").mkdir(exist_ok=True)
         (partial / "assets" / "labels.txt").write_text(
             "".join(f"{label}\n" for label in labels)
@@ -107,32 +115,121 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def _write_saved_model(model: keras.Model, path: Path) -> None:
+def _write_saved_model(model, path: Path, passes: int, task: str) -> None:
     shape, dtype = model.inputs[0].shape, model.inputs[0].dtype
-    spec = tf.TensorSpec((None, *shape[1:]), dtype, name="inputs")
+    inputs = tf.TensorSpec((None, *shape[1:]), dtype, name="inputs")
+    seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint(
         "serve",
         lambda inputs: {"probabilities": model(inputs, training=False)},
-        input_signature=[spec],
+        input_signature=[inputs],
     )
+    if stochastic(model):
+        seeded = _sample_seeded(model, passes, task, [inputs, seeds])
+        archive.add_endpoint(
+            "sample",
+            lambda inputs: seeded(inputs, _fresh_seeds(inputs)),
+            input_signature=[inputs],
+        )
+        archive.add_endpoint("sample_seeded", seeded)
     archive.write_out(str(path), verbose=False)
+
+
+def _sample_seeded(model, passes, task, signature):
+    """The endpoint `sample_seeded`, traced with plain operations."""
+    stages = Stages(model)
+    inputs = signature[0]
+    shared = stages.once(tf.zeros([n or 1 for n in inputs.shape], inputs.dtype))
+    row = tf.range(1), tf.zeros((), tf.uint32), tf.zeros((1, 2), tf.uint32)
+    rows = MEMORY // TensorFlowGraph(stages.sample).row_bytes(shared, *row)
+
+    @tf.function(input_signature=signature, autograph=False)
+    def seeded(inputs, seeds):
+        token = kernels.plain.set(True)
+        try:
+            return _summary(_samples(stages, passes, rows, inputs, seeds), task)
+        finally:
+            kernels.plain.reset(token)
+
+    return seeded
+
+
+def _fresh_seeds(inputs: tf.Tensor) -> tf.Tensor:
+    """A seed for each row, from an operation that each process seeds at random.
+
+    It is safe to run at once in many threads, unlike a generator's state in a variable.
+    """
+    return tf.raw_ops.RandomUniformInt(
+        shape=tf.shape(inputs)[:1],
+        minval=tf.constant(tf.int64.min, tf.int64),
+        maxval=tf.constant(tf.int64.max, tf.int64),
+        seed=0,
+        seed2=0,
+    )
+
+
+def _summary(samples, task):
+    """As `kdrop.summarise` has it."""
+    mean = tf.reduce_mean(samples, axis=0)
+    answer = {"mean": mean, "std": tf.math.reduce_std(samples, axis=0)}
+    if task == "classification":
+        if samples.shape[-1] == 1:
+            samples = tf.concat([1 - samples, samples], axis=-1)
+            mean = tf.reduce_mean(samples, axis=0)
+        entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean), axis=-1)
+        excess = samples - mean
+        ratio = excess / tf.where(mean > 0, mean, 1)
+        divergence = tf.math.xlog1py(samples, ratio) - excess
+        information = tf.reduce_mean(tf.reduce_sum(divergence, axis=-1), axis=0)
+        answer |= {"entropy": tf.maximum(entropy, 0), "mutual_information": information}
+    return answer
+
+
+def _samples(stages, passes, most, inputs, seeds):
+    """Tensor `(passes, batch, ...)`: as many passes at a time as `most` rows hold.
+
+    The rows of the masks are named by the seeds and the passes alone, so that a row's
+    samples do not depend on the requests that a server batches with it.
+    """
+    shared, batch = stages.once(inputs), tf.shape(inputs)[0]
+    low, high = tf.unstack(tf.bitcast(seeds, tf.uint32), axis=-1)
+    places, seed = tf.range(batch), tf.zeros((), tf.uint32)
+    chunks = -(-passes // tf.clip_by_value(most // tf.maximum(batch, 1), 1, passes))
+    together = -(-passes // chunks)
+
+    def some(first):
+        numbers = tf.repeat(tf.range(first, first + together), batch)
+        key = tf.cast(numbers, tf.uint32), tf.zeros_like(numbers, tf.uint32)
+        counter = tf.tile(low, [together]), tf.tile(high, [together])
+        rows = tf.stack(bits.threefry(key, counter), axis=1)
+        outputs = stages.sample(shared, tf.tile(places, [together]), seed, rows)
+        return tf.cast(outputs, tf.float32)
+
+    samples = tf.map_fn(
+        some,
+        together * tf.range(chunks),
+        fn_output_signature=tf.float32,
+        parallel_iterations=1,
+    )
+    return tf.reshape(samples, (-1, batch, *samples.shape[2:]))[:passes]
 
 
 def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
-    log = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
-    request = log.predict_log.request
-    request.model_spec.name = name
-    request.model_spec.signature_name = "serving_default"
     shape = (1, *model.inputs[0].shape[1:])
-    zeros = np.zeros(shape, model.inputs[0].dtype)
-    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(zeros))
+    zeros = tf.make_tensor_proto(np.zeros(shape, model.inputs[0].dtype))
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(log.SerializeToString())  # ty: ignore[missing-attribute]
+        for signature in ["serving_default", *["sample"] * bool(stochastic(model))]:
+            log = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
+            request = log.predict_log.request
+            request.model_spec.name = name
+            request.model_spec.signature_name = signature
+            request.inputs["inputs"].CopyFrom(zeros)
+            writer.write(log.SerializeToString())  # ty: ignore[missing-attribute]
 
 
 def _sweep(folder: Path) -> None:

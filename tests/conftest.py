@@ -8,7 +8,10 @@ import pytest
 import tensorflow as tf
 
 # What is to hold on every backend; the rest is of TensorFlow.
-EVERYWHERE = {f"test_{name}.py" for name in ("bits", "kernels", "layers", "schedules")}
+EVERYWHERE = {
+    f"test_{name}.py"
+    for name in ("bits", "ensemble", "kernels", "layers", "schedules", "votes")
+}
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.glob("test_*.py")
     collect_ignore = [path.name for path in tests if path.name not in EVERYWHERE]

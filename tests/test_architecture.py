@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kdrop"
 GROUPS = [
-    {"reference", "bits"},
+    {"reference", "bits", "votes"},
     {"kernels"},
     {"layers", "schedules"},
+    {"stages"},
     {"ensemble", "models", "data", "plots"},
     {"export", "pipeline", "progress"},
     {"experiment", "servable"},

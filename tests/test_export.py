@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -13,8 +14,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 import kdrop
+from kdrop import bits
 from kdrop.data import BadInput
 from kdrop.export import WARM_UP, export, versions
+from kdrop.stages import Stages
 
 LABELS = ("cat", "dog", "emu")
 
@@ -44,10 +47,11 @@ import sys
 sys.modules["keras"] = sys.modules["kdrop"] = None  # an import of them raises
 import numpy as np, tensorflow as tf
 loaded = tf.saved_model.load("served/1")
-assert set(loaded.signatures) == {"serve", "serving_default"}
-for name, serve in loaded.signatures.items():
+names = {"serve", "serving_default", "sample", "sample_seeded"}
+assert set(loaded.signatures) == names
+for name in ("serve", "serving_default"):
     for batch in (1, 7):
-        out = serve(inputs=tf.constant(np.load("points.npy")[:batch]))
+        out = loaded.signatures[name](inputs=tf.constant(np.load("points.npy")[:batch]))
         assert set(out) == {"probabilities"}
 np.save("out.npy", out["probabilities"])
 """
@@ -55,6 +59,122 @@ np.save("out.npy", out["probabilities"])
     expected = model.predict(POINTS, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
     assert path == tmp_path / "served" / "1"
+
+
+@pytest.fixture(scope="module")
+def exported_path(model, tmp_path_factory):
+    return export(model, tmp_path_factory.mktemp("exported"), passes=20)
+
+
+@pytest.fixture(scope="module")
+def exported(exported_path):
+    return tf.saved_model.load(str(exported_path))
+
+
+def own_rows(seeds, passes):
+    """Oracle: two words for each pass and seed, pass by pass."""
+    words = np.array(seeds, "int64").view("uint32").reshape(-1, 2).T
+    counter = [np.tile(word, passes) for word in words]
+    numbers = np.repeat(np.arange(passes, dtype="uint32"), len(seeds))
+    return np.stack(bits.threefry((numbers, np.uint32(0)), counter), axis=1)
+
+
+@pytest.mark.parametrize("memory", [2**28, 2000])
+def test_samples_are_summarised(model, exported, tmp_path, memory, monkeypatch):
+    if memory != 2**28:
+        monkeypatch.setattr("kdrop.export.MEMORY", memory)
+        exported = tf.saved_model.load(str(export(model, tmp_path, passes=20)))
+    seeds = np.array([0, 1, -1, 2**62, -(2**63), 5, 5])
+    answer = exported.signatures["sample_seeded"]
+    found = answer(inputs=tf.constant(POINTS), seeds=tf.constant(seeds))
+    stages = Stages(model)
+    places = np.tile(np.arange(7, dtype="int32"), 20)
+    outputs = stages.sample(stages.once(POINTS), places, 0, own_rows(seeds, 20))
+    expected = kdrop.summarise(np.reshape(outputs, (20, 7, 3)))
+    assert set(found) == {"mean", "std", "entropy", "mutual_information"}
+    for name, values in found.items():
+        np.testing.assert_allclose(values, getattr(expected, name), atol=1e-6)
+    assert (found["std"].numpy() > 0.01).any(axis=1).all()
+
+
+def test_seeded_samples_depend_on_a_row_s_own_seed_alone(exported):
+    answer = exported.signatures["sample_seeded"]
+    together = answer(inputs=tf.constant(POINTS), seeds=tf.range(7, dtype=tf.int64))
+    for row in (0, 6):
+        inputs, seeds = tf.constant(POINTS[[3, row]]), tf.constant([99, row], tf.int64)
+        alone = answer(inputs=inputs, seeds=seeds)
+        np.testing.assert_allclose(alone["mean"][1], together["mean"][row], atol=1e-6)
+
+
+def test_two_processes_agree_on_a_seed_and_on_nothing_else(exported_path, tmp_path):
+    np.save(tmp_path / "points.npy", POINTS)
+    code = """
+import sys
+sys.modules["keras"] = sys.modules["kdrop"] = None  # an import of them raises
+import numpy as np, tensorflow as tf
+points = tf.constant(np.load("points.npy"))
+loaded = tf.saved_model.load(sys.argv[2]).signatures
+fresh = loaded["sample"](inputs=points)
+seeded = loaded["sample_seeded"](inputs=points, seeds=tf.range(7, dtype=tf.int64))
+np.savez(sys.argv[1], fresh=fresh["mean"], **seeded)
+"""
+    for name in ("one.npz", "other.npz"):
+        command = [sys.executable, "-c", code, name, str(exported_path)]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    one, other = np.load(tmp_path / "one.npz"), np.load(tmp_path / "other.npz")
+    assert (one["fresh"] != other["fresh"]).any(axis=1).all()
+    for name in ("mean", "std", "entropy", "mutual_information"):
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_concurrent_samples_are_all_distinct(exported):
+    sample = exported.signatures["sample"]
+    inputs = tf.constant(np.repeat(POINTS[:1], 2, axis=0))
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(lambda _: sample(inputs=inputs)["mean"], range(200))
+    answers = np.concatenate([answer.numpy() for answer in answers])
+    assert len(np.unique(answers, axis=0)) == 400
+
+
+def reached(graph):
+    """The nodes of a graph and of the functions that it calls, and those functions."""
+    library = {function.signature.name: function for function in graph.library.function}
+    nodes, functions, names = list(graph.node), [], set()
+    for node in nodes:  # which grows meanwhile
+        for value in node.attr.values():
+            for called in [value.func, *value.list.func]:
+                if called.name and called.name not in names:
+                    names.add(called.name)
+                    functions.append(library[called.name])
+                    nodes += library[called.name].node_def
+    return nodes, functions
+
+
+def test_only_fresh_samples_are_random_and_nothing_needs_xla(exported):
+    for name, signature in exported.signatures.items():
+        nodes, functions = reached(signature.graph.as_graph_def())
+        random = {node.op for node in nodes if "Random" in node.op}
+        assert random == ({"RandomUniformInt"} if name == "sample" else set())
+        assert not any(x.attr["_XlaMustCompile"].b for x in [*nodes, *functions])
+        assert (len(nodes) > 100) == name.startswith("sample")
+
+
+def test_at_rest_the_graph_is_that_of_a_network_without_drop_layers(tmp_path):
+    def operations(dropout):
+        path = export(kdrop.models.spiral_mlp(dropout), tmp_path)
+        serve = tf.saved_model.load(str(path)).signatures["serve"]
+        return sorted(node.op for node in reached(serve.graph.as_graph_def())[0])
+
+    assert operations(kdrop.InvertedDropout) == operations(None)
+
+
+def test_a_regression_has_no_entropy_and_a_model_at_rest_no_samples(model, tmp_path):
+    loaded = tf.saved_model.load(str(export(model, tmp_path, task="regression")))
+    answer = loaded.signatures["sample"](inputs=tf.constant(POINTS))
+    assert set(answer) == {"mean", "std"}
+    plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    loaded = tf.saved_model.load(str(export(plain, tmp_path)))
+    assert set(loaded.signatures) == {"serve", "serving_default"}
 
 
 def test_the_keras_file_goes_on_as_the_model(model, tmp_path):
@@ -86,14 +206,19 @@ def test_it_holds_names_settings_versions_curves_and_pictures(model, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_warm_up_is_a_request_that_the_signature_answers(model, tmp_path):
-    path = export(model, tmp_path / "served")
-    (record,) = tf.data.TFRecordDataset(str(path / WARM_UP)).as_numpy_iterator()
-    request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-    assert request.model_spec.name == "served"
-    serve = tf.saved_model.load(str(path)).signatures[request.model_spec.signature_name]
-    inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
-    assert serve(**inputs)["probabilities"].shape == (1, 3)
+def test_the_warm_up_is_requests_that_the_signatures_answer(exported_path, exported):
+    records = tf.data.TFRecordDataset(str(exported_path / WARM_UP)).as_numpy_iterator()
+    answers = {}
+    for record in records:
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        request = log.predict_log.request
+        assert request.model_spec.name == exported_path.parent.name
+        name = request.model_spec.signature_name
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        answers[name] = exported.signatures[name](**inputs)
+    assert list(answers) == ["serving_default", "sample"]
+    assert answers["serving_default"]["probabilities"].shape == (1, 3)
+    assert answers["sample"]["mean"].shape == (1, 3)
 
 
 def test_versions_count_up_and_are_never_touched(model, tmp_path):
