@@ -87,6 +87,16 @@ def words(key, rows, size):
         uint32 tensor `(n, size)`. Within a row no word repeats: a row is a part of a
         permutation of all 32-bit words.
     """
-    first, second = threefry(key, (rows[:, 0], rows[:, 1]))
+    first, second = row_keys(key, rows)
     position = _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range
-    return _finalise(_finalise(position + first[:, None]) + second[:, None])
+    return word(position, first[:, None], second[:, None])
+
+
+def row_keys(key, rows):
+    """The two words under which each row hashes its positions, uint32 `(n,)` each."""
+    return threefry(key, (rows[:, 0], rows[:, 1]))
+
+
+def word(position, first, second):
+    """The random word at a position, under the two words of its row."""
+    return _finalise(_finalise(position + first) + second)

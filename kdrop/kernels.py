@@ -355,9 +355,11 @@ def _named(rows, shape):
 
 
 def _noise(kernel, draw, rows, size):
-    seed, salt, number = (ops.cast(draw[i], "uint32") for i in range(3))
-    words = bits.words(bits.fold(seed, salt, number), rows, size)
-    return kernel.noise(words, draw)
+    return kernel.noise(bits.words(_key(draw), rows, size), draw)
+
+
+def _key(draw):
+    return bits.fold(*(ops.cast(draw[i], "uint32") for i in range(3)))
 
 
 def _noise_like(kernel, draw, rows, like):
@@ -368,3 +370,168 @@ def _combined(kernel, noise, sizes, inputs, draw):
     shape = ops.shape(inputs)
     noise = ops.reshape(noise, (ops.shape(noise)[0], *sizes) if shape else ())
     return kernel.forward(inputs, ops.broadcast_to(noise, shape), draw)
+
+
+# Weights, of which each example drops its own
+
+_UNROLLED = 8  # terms of a sum for each pass over the result
+
+
+def connect(inputs, weights, draw, rows):
+    """`inputs @ weights`, where each example drops weights of its own.
+
+    Nothing of the size `(batch, size, units)` is stored: outputs, gradients and the
+    gradients of these all are the sum of `inputs[b, i] weights[i, o] gradients[b, o]`
+    over the kept connections and over the index that the result lacks, with two of the
+    three factors. The words are drawn on the way.
+
+    Args:
+        inputs: Float tensor `(batch, size)`.
+        weights: Tensor `(size, units)` of the inputs' dtype.
+        draw: Integer vector `[seed, salt, number, threshold, ...]`.
+        rows: uint32 tensor `()` or `(batch, 2)`. The weight `[i, o]` has the position
+            `i * units + o` in each row.
+
+    Returns:
+        Tensor `(batch, units)`, scaled by `1 / (1 - rate)`.
+    """
+    return _contraction("bo", {"bi": inputs, "io": weights}, draw, rows)
+
+
+def _contraction(result, factors, draw, rows):
+    """The sum over the index that the result lacks; indices as in `connect`."""
+    names = tuple(factors)
+
+    @ops.custom_gradient
+    def call(one, other, draw, rows):
+        draw, rows = ops.stop_gradient(draw), ops.stop_gradient(rows)
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            known = {names[0]: one, names[1]: other, result: upstream}
+            sums = (
+                _contraction(n, {k: known[k] for k in known if k != n}, draw, rows)
+                for n in names
+            )
+            return *sums, None, None
+
+        run = functools.partial(_contract, result, names)
+        if not plain.get():
+            of = (one.dtype, *one.shape, *other.shape, *rows.shape)
+            run = _compiled(_contract, of, result, names)
+        return run(one, other, draw, rows), gradient
+
+    return call(*factors.values(), draw, rows)
+
+
+def _contract(result, names, one, other, draw, rows):
+    (summed,) = set("bio").difference(result)
+    dtype = wide(one.dtype)
+
+    def vectors(index):
+        """The factor over this index and the summed one, that one first."""
+        name, factor = next(
+            (n, f) for n, f in zip(names, (one, other), strict=True) if index in n
+        )
+        factor = factor if name[0] == summed else ops.transpose(factor)
+        return ops.cast(factor, dtype)
+
+    down, across = (vectors(index) for index in result)
+    count = ops.shape(down)[0]
+    sizes = ops.shape(down)[1], ops.shape(across)[1]
+    size = {summed: count, result[0]: sizes[0], result[1]: sizes[1]}
+    place = {
+        result[0]: ops.arange(sizes[0], dtype="int32")[:, None],
+        result[1]: ops.arange(sizes[1], dtype="int32"),
+    }
+    keys = bits.row_keys(_key(draw), _named(rows, (size["b"],)))
+
+    def term(k):
+        last = ops.minimum(k, count - 1)  # what lies beyond it is left out
+        at = {**place, summed: last}
+        position = ops.cast(at["i"] * size["o"] + at["o"], "uint32")
+        row = [key[last] if summed == "b" else key[:, None] for key in keys]
+        left_out = ops.logical_or(dropped(bits.word(position, *row), draw), k >= count)
+        product = down[last][:, None] * across[last]
+        return ops.where(left_out, ops.zeros_like(product), product)
+
+    def add(step, total):
+        return total + sum(term(step * _UNROLLED + k) for k in range(_UNROLLED))
+
+    steps = (count + _UNROLLED - 1) // _UNROLLED
+    total = ops.fori_loop(0, steps, add, ops.zeros(sizes, dtype))
+    # A tape sees the loop too, and would store its steps for a gradient of them.
+    return ops.stop_gradient(ops.cast(total / kept(draw, dtype), one.dtype))
+
+
+def each(product, inputs, weights, draw, rows):
+    """`product(example, weights)`, where each example drops weights of its own.
+
+    One example after the other: weights are masked for one at a time, and again in the
+    gradient.
+
+    Args:
+        product: Hashable function `(inputs, weights) -> outputs` of a batch.
+        inputs: Float tensor `(batch, ...)`.
+        weights: Float tensor.
+        draw: Integer vector `[seed, salt, number, threshold, ...]`.
+        rows: uint32 tensor `()` or `(batch, 2)`.
+
+    Returns:
+        The outputs of the product, with weights scaled by `1 / (1 - rate)`.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.executing_eagerly():
+            of = (inputs.dtype, inputs.shape.rank)
+            return _traced_each(of, product)(inputs, weights, draw, rows)
+    return _each(product, inputs, weights, draw, rows)
+
+
+@functools.cache
+def _traced_each(of, product):
+    import tensorflow as tf
+
+    call = functools.partial(_each, product)
+    return tf.function(call, autograph=False, reduce_retracing=True)
+
+
+def _each(product, inputs, weights, draw, rows):
+    def one(example):
+        inputs, row = example
+        return _one(product, inputs[None], weights, draw, row[None])[0]
+
+    return ops.map(one, (inputs, _named(rows, ops.shape(inputs))))
+
+
+def _one(product, inputs, weights, draw, row):
+    @ops.custom_gradient
+    def call(inputs, weights, draw, row):
+        draw, row = ops.stop_gradient(draw), ops.stop_gradient(row)
+
+        def thinned(weights):
+            return _differentiable(INVERTED, None, weights[None], draw, row)[0]
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            of = (inputs, thinned(weights))
+            of_inputs, of_weights = _gradients(product, of, upstream)
+            return of_inputs, thinned(of_weights), None, None
+
+        return product(inputs, thinned(weights)), gradient
+
+    return call(inputs, weights, draw, row)
+
+
+def _gradients(function, args, upstream):
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(args)
+            outputs = function(*args)
+        return tape.gradient(outputs, args, upstream)
+    import jax  # ty: ignore[import-not-found]
+
+    return jax.vjp(function, *args)[1](upstream)

@@ -1,0 +1,183 @@
+"""Layers that drop connections: single weights instead of units."""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from kdrop import kernels
+from kdrop.layers.base import Drop
+
+# What a layer does with its weights, as a function of values that a kernel can take.
+# The weights are a matrix: a row for each weight of a unit, and one more for the bias.
+
+
+class _Product(NamedTuple):
+    use_bias: bool
+
+    def __call__(self, inputs, weights):
+        if not self.use_bias:
+            return ops.matmul(inputs, weights)
+        return ops.matmul(inputs, weights[:-1]) + weights[-1]
+
+
+class _Convolution(NamedTuple):
+    use_bias: bool
+    kernel_shape: tuple
+    strides: tuple
+    padding: str
+    dilation_rate: tuple
+    data_format: str
+
+    def __call__(self, inputs, weights):
+        kernel = weights[:-1] if self.use_bias else weights
+        outputs = ops.conv(
+            inputs,
+            ops.reshape(kernel, self.kernel_shape),
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+        if not self.use_bias:
+            return outputs
+        first = self.data_format == "channels_first"
+        return outputs + ops.reshape(weights[-1], (-1, 1, 1) if first else (-1,))
+
+
+class _Connections(Drop):
+    """A layer that has a kernel and perhaps a bias, and drops entries of both."""
+
+    def __init__(self, rate, per_example=True, **kwargs):
+        super().__init__(rate, **kwargs)
+        if not isinstance(per_example, bool):
+            raise ValueError(
+                f"`per_example` is True or False. Received: per_example={per_example!r}"
+            )
+        self.per_example = per_example
+
+    def shares_batch(self, inputs):
+        return not self.per_example
+
+    def drop(self, inputs, draw, rows):
+        weights = ops.reshape(self.kernel, (-1, self.kernel.shape[-1]))
+        if self.use_bias:
+            weights = ops.concatenate([weights, self.bias[None]])
+        if tuple(rows.shape) == (1, 2):
+            weights = kernels.apply(kernels.INVERTED, weights[None], draw, rows)[0]
+            outputs = self.product()(inputs, weights)
+        else:
+            outputs = self.connect(inputs, weights, draw, rows)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def connect(self, inputs, weights, draw, rows):
+        return kernels.each(self.product(), inputs, weights, draw, rows)
+
+    def get_config(self):
+        return {**super().get_config(), "per_example": self.per_example}
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class DropConnectDense(keras.layers.Dense, _Connections):
+    """A dense layer that drops single weights, in each example others.
+
+    In training a weight is dropped with probability `rate`, and what is kept is scaled
+    by `1 / (1 - rate)`; entries of the bias are dropped too, as in the paper. At rest
+    the layer is `keras.layers.Dense`, whose outputs are the mean of those in training
+    before the activation. (The paper scales at inference instead, and samples a
+    Gaussian of the same mean and variance there.) Files of weights pass to and from
+    `Dense`.
+
+    A mask for each example is never stored, only drawn, for the outputs and again for
+    each gradient; that costs as much as `batch * inputs * units` random words. Inputs
+    with inner dimensions, such as `(batch, time, features)`, have one mask for all
+    positions of an example.
+
+    Args:
+        units: Size of the outputs' last dimension.
+        rate: Fraction of weights to drop, in [0, 1).
+        *args: As `keras.layers.Dense` takes them after `units`: `activation`, ...
+        per_example: Whether each example has a mask of its own; else the batch has one
+            mask, at nearly the cost of `Dense`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+        **kwargs: As of `keras.layers.Dense`.
+
+    Input shape: `(batch, ..., size)`, of a float dtype. Output shape:
+    `(batch, ..., units)`.
+
+    Raises:
+        ValueError: If an argument is invalid or the inputs are not of a float dtype.
+
+    Reference: [Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html)
+    """
+
+    call = Drop.call
+
+    def __init__(self, units, rate, *args, per_example=True, seed=None, **kwargs):
+        own = {"rate": rate, "per_example": per_example, "seed": seed}
+        super().__init__(units, *args, **own, **kwargs)
+
+    def rest(self, inputs):
+        return super().call(inputs)
+
+    def product(self):
+        return _Product(self.use_bias)
+
+    def connect(self, inputs, weights, draw, rows):
+        if len(inputs.shape) > 2:
+            return super().connect(inputs, weights, draw, rows)
+        if self.use_bias:
+            inputs = ops.concatenate([inputs, ops.ones_like(inputs[:, :1])], axis=1)
+        return kernels.connect(inputs, weights, draw, rows)
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class DropConnectConv2D(keras.layers.Conv2D, _Connections):
+    """A convolution that drops single weights of its filters, in each example others.
+
+    `DropConnectDense` for convolutions: the positions of an example share its mask. At
+    rest the layer is `keras.layers.Conv2D`, and files of weights pass to and from it.
+
+    With a mask for each example, examples are convolved one after the other, each with
+    filters that are masked for it and masked again for the gradient.
+
+    Args:
+        filters: Number of filters.
+        kernel_size: Integer or pair of integers, height and width of the filters.
+        rate: Fraction of weights to drop, in [0, 1).
+        *args: As `keras.layers.Conv2D` takes them after `kernel_size`: `strides`, ...
+        per_example: Whether each example has a mask of its own; else the batch has one
+            mask, at nearly the cost of `Conv2D`.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+        **kwargs: As of `keras.layers.Conv2D`.
+
+    Input and output shapes: as of `keras.layers.Conv2D`, in both data formats.
+
+    Raises:
+        ValueError: If an argument is invalid or the inputs are not of a float dtype.
+
+    Reference: [Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html), who
+    drop weights of dense layers
+    """
+
+    call = Drop.call
+
+    def __init__(
+        self, filters, kernel_size, rate, *args, per_example=True, seed=None, **kwargs
+    ):
+        own = {"rate": rate, "per_example": per_example, "seed": seed}
+        super().__init__(filters, kernel_size, *args, **own, **kwargs)
+        self.supports_masking = False  # as of Conv2D: a mask would not fit the outputs
+
+    def rest(self, inputs):
+        return super().call(inputs)
+
+    def product(self):
+        return _Convolution(
+            self.use_bias,
+            tuple(self.kernel.shape),
+            self.strides,
+            self.padding,
+            self.dilation_rate,
+            self.data_format,
+        )
