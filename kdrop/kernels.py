@@ -374,7 +374,7 @@ def _combined(kernel, noise, sizes, inputs, draw):
 
 # Weights, of which each example drops its own
 
-_UNROLLED = 8  # terms of a sum for each pass over the result
+_UNROLLED = 16  # terms of a sum for each pass over the result
 
 
 def connect(inputs, weights, draw, rows):
@@ -446,20 +446,22 @@ def _contract(result, names, one, other, draw, rows):
     }
     keys = bits.row_keys(_key(draw), _named(rows, (size["b"],)))
 
-    def term(k):
-        last = ops.minimum(k, count - 1)  # what lies beyond it is left out
-        at = {**place, summed: last}
+    def add(k, total):
+        at = {**place, summed: k}
         position = ops.cast(at["i"] * size["o"] + at["o"], "uint32")
-        row = [key[last] if summed == "b" else key[:, None] for key in keys]
-        left_out = ops.logical_or(dropped(bits.word(position, *row), draw), k >= count)
-        product = down[last][:, None] * across[last]
-        return ops.where(left_out, ops.zeros_like(product), product)
+        row = [key[k] if summed == "b" else key[:, None] for key in keys]
+        product = down[k][:, None] * across[k]
+        left_out = dropped(bits.word(position, *row), draw)
+        return total + ops.where(left_out, ops.zeros_like(product), product)
 
-    def add(step, total):
-        return total + sum(term(step * _UNROLLED + k) for k in range(_UNROLLED))
+    def add_many(step, total):
+        for k in range(_UNROLLED):
+            total = add(step * _UNROLLED + k, total)
+        return total
 
-    steps = (count + _UNROLLED - 1) // _UNROLLED
-    total = ops.fori_loop(0, steps, add, ops.zeros(sizes, dtype))
+    steps = count // _UNROLLED
+    total = ops.fori_loop(0, steps, add_many, ops.zeros(sizes, dtype))
+    total = ops.fori_loop(steps * _UNROLLED, count, add, total)
     # A tape sees the loop too, and would store its steps for a gradient of them.
     return ops.stop_gradient(ops.cast(total / kept(draw, dtype), one.dtype))
 
@@ -467,13 +469,13 @@ def _contract(result, names, one, other, draw, rows):
 def each(product, inputs, weights, draw, rows):
     """`product(example, weights)`, where each example drops weights of its own.
 
-    One example after the other: weights are masked for one at a time, and again in the
-    gradient.
+    One example after the other: weights are thinned for one at a time, and once more
+    for its gradient.
 
     Args:
         product: Hashable function `(inputs, weights) -> outputs` of a batch.
         inputs: Float tensor `(batch, ...)`.
-        weights: Float tensor.
+        weights: Float tensor; its positions in a row are those of its entries.
         draw: Integer vector `[seed, salt, number, threshold, ...]`.
         rows: uint32 tensor `()` or `(batch, 2)`.
 
@@ -499,8 +501,8 @@ def _traced_each(of, product):
 
 def _each(product, inputs, weights, draw, rows):
     def one(example):
-        inputs, row = example
-        return _one(product, inputs[None], weights, draw, row[None])[0]
+        inputs, row = (ops.expand_dims(part, 0) for part in example)
+        return ops.squeeze(_one(product, inputs, weights, draw, row), 0)
 
     return ops.map(one, (inputs, _named(rows, ops.shape(inputs))))
 
@@ -510,18 +512,20 @@ def _one(product, inputs, weights, draw, row):
     def call(inputs, weights, draw, row):
         draw, row = ops.stop_gradient(draw), ops.stop_gradient(row)
 
-        def thinned(weights):
-            return _differentiable(INVERTED, None, weights[None], draw, row)[0]
-
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            of = (inputs, thinned(weights))
+            of = (inputs, thin(weights, draw, row))
             of_inputs, of_weights = _gradients(product, of, upstream)
-            return of_inputs, thinned(of_weights), None, None
+            return of_inputs, thin(of_weights, draw, row), None, None
 
-        return product(inputs, thinned(weights)), gradient
+        return product(inputs, thin(weights, draw, row)), gradient
 
     return call(inputs, weights, draw, row)
+
+
+def thin(weights, draw, row):
+    """Weights of which one row, a uint32 tensor `(1, 2)`, decides what is dropped."""
+    return ops.squeeze(apply(INVERTED, ops.expand_dims(weights, 0), draw, row), 0)
 
 
 def _gradients(function, args, upstream):

@@ -3,46 +3,23 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from kdrop import kernels
 from kdrop.layers.base import Drop
 
-# What a layer does with its weights, as a function of values that a kernel can take.
-# The weights are a matrix: a row for each weight of a unit, and one more for the bias.
-
-
-class _Product(NamedTuple):
-    use_bias: bool
-
-    def __call__(self, inputs, weights):
-        if not self.use_bias:
-            return ops.matmul(inputs, weights)
-        return ops.matmul(inputs, weights[:-1]) + weights[-1]
-
 
 class _Convolution(NamedTuple):
-    use_bias: bool
-    kernel_shape: tuple
+    """The product of a convolution, as a function that a kernel can take."""
+
     strides: tuple
     padding: str
     dilation_rate: tuple
     data_format: str
 
-    def __call__(self, inputs, weights):
-        kernel = weights[:-1] if self.use_bias else weights
-        outputs = ops.conv(
-            inputs,
-            ops.reshape(kernel, self.kernel_shape),
-            strides=self.strides,
-            padding=self.padding,
-            dilation_rate=self.dilation_rate,
-            data_format=self.data_format,
-        )
-        if not self.use_bias:
-            return outputs
-        first = self.data_format == "channels_first"
-        return outputs + ops.reshape(weights[-1], (-1, 1, 1) if first else (-1,))
+    def __call__(self, inputs, kernel):
+        return ops.conv(inputs, kernel, **self._asdict())
 
 
 class _Connections(Drop):
@@ -60,18 +37,31 @@ class _Connections(Drop):
         return not self.per_example
 
     def drop(self, inputs, draw, rows):
-        weights = ops.reshape(self.kernel, (-1, self.kernel.shape[-1]))
-        if self.use_bias:
-            weights = ops.concatenate([weights, self.bias[None]])
+        # The value: a gradient of one's own does not take a variable.
+        kernel = ops.reshape(self.kernel, self.kernel.shape)
         if tuple(rows.shape) == (1, 2):
-            weights = kernels.apply(kernels.INVERTED, weights[None], draw, rows)[0]
-            outputs = self.product()(inputs, weights)
+            kernel = kernels.thin(kernel, draw, rows)
+            outputs = self.product()(inputs, kernel)
         else:
-            outputs = self.connect(inputs, weights, draw, rows)
+            outputs = self.connect(inputs, kernel, draw, rows)
+        if self.use_bias:
+            outputs = outputs + self._thinned_bias(outputs, draw, rows)
         return outputs if self.activation is None else self.activation(outputs)
 
-    def connect(self, inputs, weights, draw, rows):
-        return kernels.each(self.product(), inputs, weights, draw, rows)
+    def connect(self, inputs, kernel, draw, rows):
+        """The product with a kernel of which each example drops its own weights."""
+        return kernels.each(self.product(), inputs, kernel, draw, rows)
+
+    def _thinned_bias(self, outputs, draw, rows):
+        # Words of its own: another salt.
+        draw = draw + ops.convert_to_tensor([0, 1, 0, 0, 0], dtype=draw.dtype)
+        count = 1 if tuple(rows.shape) == (1, 2) else ops.shape(outputs)[0]
+        bias = ops.broadcast_to(self.bias, (count, self.bias.shape[0]))
+        bias = kernels.apply(kernels.INVERTED, bias, draw, rows)
+        inner = (1,) * (len(outputs.shape) - 2)
+        if getattr(self, "data_format", None) == "channels_first":
+            return ops.reshape(bias, (count, -1, *inner))
+        return ops.reshape(bias, (count, *inner, self.bias.shape[0]))
 
     def get_config(self):
         return {**super().get_config(), "per_example": self.per_example}
@@ -121,14 +111,12 @@ class DropConnectDense(keras.layers.Dense, _Connections):
         return super().call(inputs)
 
     def product(self):
-        return _Product(self.use_bias)
+        return ops.matmul
 
-    def connect(self, inputs, weights, draw, rows):
+    def connect(self, inputs, kernel, draw, rows):
         if len(inputs.shape) > 2:
-            return super().connect(inputs, weights, draw, rows)
-        if self.use_bias:
-            inputs = ops.concatenate([inputs, ops.ones_like(inputs[:, :1])], axis=1)
-        return kernels.connect(inputs, weights, draw, rows)
+            return super().connect(inputs, kernel, draw, rows)
+        return kernels.connect(inputs, kernel, draw, rows)
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -174,10 +162,5 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
 
     def product(self):
         return _Convolution(
-            self.use_bias,
-            tuple(self.kernel.shape),
-            self.strides,
-            self.padding,
-            self.dilation_rate,
-            self.data_format,
+            self.strides, self.padding, self.dilation_rate, self.data_format
         )
