@@ -373,6 +373,10 @@ def _combined(kernel, noise, sizes, inputs, draw):
 
 
 # Weights, of which each example drops its own
+#
+# Outputs `bo` are bilinear in inputs `bi` and weights `io`, indexed by the example b, an
+# input i and an output o. So the gradient of each of the three is bilinear in the other
+# two, and so are the gradients of that. Nothing of the size `bio` is stored.
 
 _UNROLLED = 16  # terms of a sum for each pass over the result
 
@@ -380,10 +384,7 @@ _UNROLLED = 16  # terms of a sum for each pass over the result
 def connect(inputs, weights, draw, rows):
     """`inputs @ weights`, where each example drops weights of its own.
 
-    Nothing of the size `(batch, size, units)` is stored: outputs, gradients and the
-    gradients of these all are the sum of `inputs[b, i] weights[i, o] gradients[b, o]`
-    over the kept connections and over the index that the result lacks, with two of the
-    three factors. The words are drawn on the way.
+    The words are drawn while the product is summed.
 
     Args:
         inputs: Float tensor `(batch, size)`.
@@ -395,50 +396,75 @@ def connect(inputs, weights, draw, rows):
     Returns:
         Tensor `(batch, units)`, scaled by `1 / (1 - rate)`.
     """
-    return _contraction("bo", {"bi": inputs, "io": weights}, draw, rows)
+    return _bilinear(_summed, "bo", {"bi": inputs, "io": weights}, draw, rows)
 
 
-def _contraction(result, factors, draw, rows):
-    """The sum over the index that the result lacks; indices as in `connect`."""
+def each(product, inputs, weights, draw, rows):
+    """`product(example, weights)`, where each example drops weights of its own.
+
+    One example after the other, with weights that are thinned for one at a time.
+
+    Args:
+        product: Hashable bilinear function `(inputs, weights) -> outputs` of a batch.
+        inputs: Float tensor `(batch, ...)`.
+        weights: Tensor of the inputs' dtype. An entry has its place among them all as
+            the position in each row.
+        draw: Integer vector `[seed, salt, number, threshold, ...]`.
+        rows: uint32 tensor `()` or `(batch, 2)`.
+
+    Returns:
+        The outputs of the product, with weights scaled by `1 / (1 - rate)`.
+    """
+    run = functools.partial(_one_by_one, product)
+    factors = {"bi": inputs, "io": weights}
+    return _bilinear(run, "bo", factors, draw, rows, inputs, weights)
+
+
+def thin(weights, draw, row):
+    """Weights of which one row, a uint32 tensor `(1, 2)`, decides what is dropped."""
+    return ops.squeeze(apply(INVERTED, ops.expand_dims(weights, 0), draw, row), 0)
+
+
+def _bilinear(run, result, factors, *others):
+    """One of the three from the other two, by `run`, with its gradients."""
     names = tuple(factors)
 
     @ops.custom_gradient
-    def call(one, other, draw, rows):
-        draw, rows = ops.stop_gradient(draw), ops.stop_gradient(rows)
+    def call(one, other, *others):
+        others = [ops.stop_gradient(value) for value in others]
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             known = {names[0]: one, names[1]: other, result: upstream}
-            sums = (
-                _contraction(n, {k: known[k] for k in known if k != n}, draw, rows)
-                for n in names
-            )
-            return *sums, None, None
+            found = []
+            for name in names:
+                factors = {key: known[key] for key in known if key != name}
+                found.append(_bilinear(run, name, factors, *others))
+            return *found, *(None for _ in others)
 
-        run = functools.partial(_contract, result, names)
-        if not plain.get():
-            of = (one.dtype, *one.shape, *other.shape, *rows.shape)
-            run = _compiled(_contract, of, result, names)
-        return run(one, other, draw, rows), gradient
+        return run(result, names, one, other, *others), gradient
 
-    return call(*factors.values(), draw, rows)
+    return call(*factors.values(), *others)
 
 
-def _contract(result, names, one, other, draw, rows):
+def _summed(result, names, one, other, draw, rows):
+    if plain.get():
+        return _sum(result, names, one, other, draw, rows)
+    of = (one.dtype, *one.shape, *other.shape, *rows.shape)
+    return _compiled(_sum, of, result, names)(one, other, draw, rows)
+
+
+def _sum(result, names, one, other, draw, rows):
     (summed,) = set("bio").difference(result)
     dtype = wide(one.dtype)
 
     def vectors(index):
         """The factor over this index and the summed one, that one first."""
-        name, factor = next(
-            (n, f) for n, f in zip(names, (one, other), strict=True) if index in n
-        )
-        factor = factor if name[0] == summed else ops.transpose(factor)
-        return ops.cast(factor, dtype)
+        name, factor = (names[0], one) if index in names[0] else (names[1], other)
+        return ops.cast(factor if name[0] == summed else ops.transpose(factor), dtype)
 
     down, across = (vectors(index) for index in result)
-    count = ops.shape(down)[0]
-    sizes = ops.shape(down)[1], ops.shape(across)[1]
+    count, sizes = ops.shape(down)[0], (ops.shape(down)[1], ops.shape(across)[1])
     size = {summed: count, result[0]: sizes[0], result[1]: sizes[1]}
     place = {
         result[0]: ops.arange(sizes[0], dtype="int32")[:, None],
@@ -451,8 +477,7 @@ def _contract(result, names, one, other, draw, rows):
         position = ops.cast(at["i"] * size["o"] + at["o"], "uint32")
         row = [key[k] if summed == "b" else key[:, None] for key in keys]
         product = down[k][:, None] * across[k]
-        left_out = dropped(bits.word(position, *row), draw)
-        return total + ops.where(left_out, ops.zeros_like(product), product)
+        return total + _select(product, dropped(bits.word(position, *row), draw), draw)
 
     def add_many(step, total):
         for k in range(_UNROLLED):
@@ -462,70 +487,52 @@ def _contract(result, names, one, other, draw, rows):
     steps = count // _UNROLLED
     total = ops.fori_loop(0, steps, add_many, ops.zeros(sizes, dtype))
     total = ops.fori_loop(steps * _UNROLLED, count, add, total)
-    # A tape sees the loop too, and would store its steps for a gradient of them.
+    # A tape sees the loops too, and would store their steps for gradients of them.
     return ops.stop_gradient(ops.cast(total / kept(draw, dtype), one.dtype))
 
 
-def each(product, inputs, weights, draw, rows):
-    """`product(example, weights)`, where each example drops weights of its own.
-
-    One example after the other: weights are thinned for one at a time, and once more
-    for its gradient.
-
-    Args:
-        product: Hashable function `(inputs, weights) -> outputs` of a batch.
-        inputs: Float tensor `(batch, ...)`.
-        weights: Float tensor; its positions in a row are those of its entries.
-        draw: Integer vector `[seed, salt, number, threshold, ...]`.
-        rows: uint32 tensor `()` or `(batch, 2)`.
-
-    Returns:
-        The outputs of the product, with weights scaled by `1 / (1 - rate)`.
-    """
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if tf.executing_eagerly():
-            of = (inputs.dtype, inputs.shape.rank)
-            return _traced_each(of, product)(inputs, weights, draw, rows)
-    return _each(product, inputs, weights, draw, rows)
+def _one_by_one(product, result, names, *args):
+    if keras.backend.backend() == "tensorflow" and not plain.get():
+        return _traced_loop(product, result, names)(*args)
+    return _loop(product, result, names, *args)
 
 
 @functools.cache
-def _traced_each(of, product):
+def _traced_loop(product, result, names):
+    """The loop as a graph, in which TensorFlow runs several examples at once."""
     import tensorflow as tf
 
-    call = functools.partial(_each, product)
-    return tf.function(call, autograph=False, reduce_retracing=True)
+    loop = functools.partial(_loop, product, result, names)
+    return tf.function(loop, autograph=False, reduce_retracing=True)
 
 
-def _each(product, inputs, weights, draw, rows):
-    def one(example):
-        inputs, row = (ops.expand_dims(part, 0) for part in example)
-        return ops.squeeze(_one(product, inputs, weights, draw, row), 0)
+def _loop(product, result, names, one, other, draw, rows, inputs, weights):
+    given = {names[0]: one, names[1]: other}
+    known = {"bi": inputs, **given}  # the others only say where to differentiate
+    rows = _named(rows, ops.shape(inputs))
 
-    return ops.map(one, (inputs, _named(rows, ops.shape(inputs))))
+    def at(k):
+        row, example, upstream = (
+            value if value is None else ops.expand_dims(value[k], 0)
+            for value in (rows, known["bi"], given.get("bo"))
+        )
+        if result == "bo":
+            return product(example, thin(given["io"], draw, row))
+        if result == "bi":
+            points = example, thin(given["io"], draw, row)
+            return _gradients(product, points, upstream)[0]
+        of_weights = _gradients(product, (example, weights), upstream)[1]
+        return thin(of_weights, draw, row)
 
-
-def _one(product, inputs, weights, draw, row):
-    @ops.custom_gradient
-    def call(inputs, weights, draw, row):
-        draw, row = ops.stop_gradient(draw), ops.stop_gradient(row)
-
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            of = (inputs, thin(weights, draw, row))
-            of_inputs, of_weights = _gradients(product, of, upstream)
-            return of_inputs, thin(of_weights, draw, row), None, None
-
-        return product(inputs, thin(weights, draw, row)), gradient
-
-    return call(inputs, weights, draw, row)
-
-
-def thin(weights, draw, row):
-    """Weights of which one row, a uint32 tensor `(1, 2)`, decides what is dropped."""
-    return ops.squeeze(apply(INVERTED, ops.expand_dims(weights, 0), draw, row), 0)
+    count = ops.shape(inputs)[0]
+    if result == "io":
+        total = ops.zeros_like(weights)
+        total = ops.fori_loop(0, count, lambda k, total: total + at(k), total)
+    else:
+        total = ops.map(
+            lambda k: ops.squeeze(at(k), 0), ops.arange(count, dtype="int32")
+        )
+    return ops.stop_gradient(total)  # as in `_sum`
 
 
 def _gradients(function, args, upstream):
