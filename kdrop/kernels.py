@@ -235,7 +235,7 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
             return tf.reshape(apply(kernel, flat, draw, rows), tf.shape(inputs))
         _check_sizes(noise_shape or (), inputs)
         if tf.executing_eagerly():
-            of = (inputs.dtype, inputs.shape.rank)
+            of = (inputs.dtype, inputs.shape.rank, len(rows.shape))
             return _traced(of, kernel, noise_shape)(inputs, draw, rows)
     return _differentiable(kernel, noise_shape, inputs, draw, rows)
 
@@ -374,9 +374,9 @@ def _combined(kernel, noise, sizes, inputs, draw):
 
 # Weights, of which each example drops its own
 #
-# Outputs `bo` are bilinear in inputs `bi` and weights `io`, indexed by the example b, an
-# input i and an output o. So the gradient of each of the three is bilinear in the other
-# two, and so are the gradients of that. Nothing of the size `bio` is stored.
+# Outputs `bo` are bilinear in inputs `bi` and weights `io`, indexed by an example b, an
+# input i and an output o. So the gradient towards each of the three is bilinear in the
+# other two, and again the gradients of that. Nothing of the size `bio` is stored.
 
 _UNROLLED = 16  # terms of a sum for each pass over the result
 
@@ -491,14 +491,16 @@ def _sum(result, names, one, other, draw, rows):
     return ops.stop_gradient(ops.cast(total / kept(draw, dtype), one.dtype))
 
 
-def _one_by_one(product, result, names, *args):
+def _one_by_one(product, result, names, one, other, draw, rows, inputs, weights):
     if keras.backend.backend() == "tensorflow" and not plain.get():
-        return _traced_loop(product, result, names)(*args)
-    return _loop(product, result, names, *args)
+        of = (inputs.dtype, inputs.shape.rank, weights.shape, len(rows.shape))
+        run = _traced_loop(of, product, result, names)
+        return run(one, other, draw, rows, inputs, weights)
+    return _loop(product, result, names, one, other, draw, rows, inputs, weights)
 
 
 @functools.cache
-def _traced_loop(product, result, names):
+def _traced_loop(of, product, result, names):
     """The loop as a graph, in which TensorFlow runs several examples at once."""
     import tensorflow as tf
 

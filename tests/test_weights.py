@@ -137,19 +137,21 @@ def test_a_convolution_is_that_of_masked_filters(mode, settings):
         bias_initializer="normal", **settings
     )  # fmt: skip
     layer.build(inputs.shape)
-    plain_layer = keras.layers.Conv2D(6, (3, 2), dtype="float64", **settings)
-    plain_layer.build(inputs.shape)
+    last = {k: v for k, v in settings.items() if k != "data_format"}
+    plain_layer = keras.layers.Conv2D(6, (3, 2), dtype="float64", **last)
     weights = [v.value for v in layer.trainable_variables]
-    factors = [masks(layer, 3)] + [masks(layer, 3, salt=1)] * layer.use_bias
+    factors = [masks(layer, 3, salt=i) for i in range(len(weights))]
 
     def by_hand(inputs):
+        if first:
+            inputs = tf.transpose(inputs, (0, 2, 3, 1))
         outputs = []
         for i in range(3):
-            masked = [w * f[i] for w, f in zip(weights, factors, strict=True)]
-            outputs.append(plain_layer.convolution_op(inputs[i : i + 1], masked[0]))
-            if layer.use_bias:
-                outputs[-1] += tf.reshape(masked[1], (-1, 1, 1) if first else (-1,))
-        return tf.concat(outputs, 0)
+            kernel, *bias = (w * f[i] for w, f in zip(weights, factors, strict=True))
+            outputs.append(plain_layer.convolution_op(inputs[i : i + 1], kernel))
+            outputs[-1] += bias[0] if bias else 0
+        outputs = tf.concat(outputs, 0)
+        return tf.transpose(outputs, (0, 3, 1, 2)) if first else outputs
 
     def gradients(call):
         def compute(inputs):
@@ -164,9 +166,6 @@ def test_a_convolution_is_that_of_masked_filters(mode, settings):
     found = in_mode(mode, gradients(lambda x: layer(x, training=True)))(inputs)
     for one, other in zip(found, gradients(by_hand)(inputs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(
-        layer(inputs), keras.layers.Conv2D.call(layer, inputs)
-    )
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (5, 2, 6)], ids=len)
@@ -325,13 +324,32 @@ def test_a_resumed_run_equals_the_whole_one(tmp_path):
     assert_same_weights(whole, resumed)
 
 
-def test_weight_files_pass_to_and_from_the_plain_layers(tmp_path):
-    ours, theirs = network(), network(keras.layers.Dense, keras.layers.Conv2D)
-    path, inputs = tmp_path / "model.weights.h5", normal(3, 4, 5, 2, dtype="float32")
+class Holder(keras.Model):
+    """Two layers as attributes: a list of layers names them by their class."""
+
+    def __init__(self, dense_class, conv_class):
+        super().__init__()
+        layers = network(dense_class, conv_class).layers
+        self.conv, self.flat, self.dense, _ = layers
+
+    def call(self, inputs):
+        return self.dense(self.flat(self.conv(inputs)))
+
+
+@pytest.mark.parametrize("form", ["weights", "checkpoint"])
+def test_weight_files_pass_to_and_from_the_plain_layers(form, tmp_path):
+    ours = Holder(DropConnectDense, DropConnectConv2D)
+    theirs = Holder(keras.layers.Dense, keras.layers.Conv2D)
+    inputs = normal(3, 4, 5, 2, dtype="float32")
     for source, target in [(ours, theirs), (theirs, ours)]:
+        source(inputs), target(inputs)
         source.set_weights([w + 1 for w in source.get_weights()])
-        source.save_weights(path)
-        target.load_weights(path)
+        if form == "weights":
+            source.save_weights(tmp_path / "model.weights.h5")
+            target.load_weights(tmp_path / "model.weights.h5")
+        else:
+            path = tf.train.Checkpoint(model=source).save(tmp_path / "model")
+            tf.train.Checkpoint(model=target).restore(path).expect_partial()
         assert_same_weights(source, target)
         np.testing.assert_array_equal(ours(inputs), theirs(inputs))
 
@@ -476,15 +494,22 @@ def test_passes_side_by_side_have_masks_of_their_own(per_example):
     np.testing.assert_array_equal(same, expected)
 
 
-def test_at_rest_it_is_the_plain_layer():
-    layer, inputs = dense(activation="relu"), normal(5, 6)
-    plain = keras.layers.Dense(4, activation="relu", dtype="float64")
-    plain.build(inputs.shape)
-    layer.build(inputs.shape)
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 7, 2)], ids=["dense", "conv"])
+def test_at_rest_it_is_the_plain_layer(shape):
+    if len(shape) == 2:
+        layer, plain = dense(activation="relu"), keras.layers.Dense(4, "relu")
+    else:
+        settings = {"activation": "relu", "data_format": "channels_first"}
+        layer = DropConnectConv2D(4, 3, 0.5, name="conv", **settings)
+        plain = keras.layers.Conv2D(4, 3, **settings)
+    for one in (layer, plain):
+        one.build(shape)
     plain.set_weights(layer.get_weights())
-    np.testing.assert_array_equal(layer(inputs), plain(inputs))
-    assert layer.compute_output_shape((None, 6)) == (None, 4)
-    assert [w.path for w in layer.weights] == ["dense/kernel", "dense/bias"]
+    inputs = normal(*shape, dtype="float32")
+    np.testing.assert_allclose(layer(inputs), plain(inputs), rtol=1e-6, atol=1e-6)
+    assert layer.compute_output_shape(shape) == plain.compute_output_shape(shape)
+    names = [f"{layer.name}/kernel", f"{layer.name}/bias"]
+    assert [w.path for w in layer.weights] == names
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
 from kdrop import kernels
@@ -19,7 +18,12 @@ class _Convolution(NamedTuple):
     data_format: str
 
     def __call__(self, inputs, kernel):
-        return ops.conv(inputs, kernel, **self._asdict())
+        settings = {**self._asdict(), "data_format": "channels_last"}
+        if self.data_format == "channels_last":
+            return ops.conv(inputs, kernel, **settings)
+        # Inside a loop, TensorFlow has no gradient for channels first on a CPU.
+        outputs = ops.conv(ops.transpose(inputs, (0, 2, 3, 1)), kernel, **settings)
+        return ops.transpose(outputs, (0, 3, 1, 2))
 
 
 class _Connections(Drop):
@@ -75,8 +79,7 @@ class DropConnectDense(keras.layers.Dense, _Connections):
     by `1 / (1 - rate)`; entries of the bias are dropped too, as in the paper. At rest
     the layer is `keras.layers.Dense`, whose outputs are the mean of those in training
     before the activation. (The paper scales at inference instead, and samples a
-    Gaussian of the same mean and variance there.) Files of weights pass to and from
-    `Dense`.
+    Gaussian of the same mean and variance there.) The weights are those of `Dense`.
 
     A mask for each example is never stored, only drawn, for the outputs and again for
     each gradient; that costs as much as `batch * inputs * units` random words. Inputs
@@ -124,7 +127,7 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
     """A convolution that drops single weights of its filters, in each example others.
 
     `DropConnectDense` for convolutions: the positions of an example share its mask. At
-    rest the layer is `keras.layers.Conv2D`, and files of weights pass to and from it.
+    rest the layer is `keras.layers.Conv2D`, whose weights it has.
 
     With a mask for each example, examples are convolved one after the other, each with
     filters that are masked for it and masked again for the gradient.
