@@ -487,8 +487,7 @@ def _sum(result, names, one, other, draw, rows):
     steps = count // _UNROLLED
     total = ops.fori_loop(0, steps, add_many, ops.zeros(sizes, dtype))
     total = ops.fori_loop(steps * _UNROLLED, count, add, total)
-    # A tape sees the loops too, and would store their steps for gradients of them.
-    return ops.stop_gradient(ops.cast(total / kept(draw, dtype), one.dtype))
+    return _unrecorded(ops.cast(total / kept(draw, dtype), one.dtype))
 
 
 def _one_by_one(product, result, names, one, other, draw, rows, inputs, weights):
@@ -510,13 +509,14 @@ def _traced_loop(of, product, result, names):
 
 def _loop(product, result, names, one, other, draw, rows, inputs, weights):
     given = {names[0]: one, names[1]: other}
-    known = {"bi": inputs, **given}  # the others only say where to differentiate
-    rows = _named(rows, ops.shape(inputs))
+    rows, count = _named(rows, ops.shape(inputs)), ops.shape(inputs)[0]
+    # What is not given says where to differentiate: of a bilinear product, anywhere.
+    examples = ops.convert_to_tensor(given.get("bi", inputs))
 
     def at(k):
         row, example, upstream = (
             value if value is None else ops.expand_dims(value[k], 0)
-            for value in (rows, known["bi"], given.get("bo"))
+            for value in (rows, examples, given.get("bo"))
         )
         if result == "bo":
             return product(example, thin(given["io"], draw, row))
@@ -526,15 +526,22 @@ def _loop(product, result, names, one, other, draw, rows, inputs, weights):
         of_weights = _gradients(product, (example, weights), upstream)[1]
         return thin(of_weights, draw, row)
 
-    count = ops.shape(inputs)[0]
     if result == "io":
-        total = ops.zeros_like(weights)
-        total = ops.fori_loop(0, count, lambda k, total: total + at(k), total)
+        zero = ops.zeros_like(weights)
+        found = ops.fori_loop(0, count, lambda k, total: total + at(k), zero)
     else:
-        total = ops.map(
-            lambda k: ops.squeeze(at(k), 0), ops.arange(count, dtype="int32")
-        )
-    return ops.stop_gradient(total)  # as in `_sum`
+        numbers = ops.arange(count, dtype="int32")
+        found = ops.map(lambda k: ops.squeeze(at(k), 0), numbers)
+    return _unrecorded(found)
+
+
+def _unrecorded(result):
+    """A result whose steps no tape of TensorFlow stores for a gradient of them.
+
+    JAX stores nothing, but for a second derivative, which it takes through the steps.
+    """
+    tape = keras.backend.backend() == "tensorflow"
+    return ops.stop_gradient(result) if tape else result
 
 
 def _gradients(function, args, upstream):

@@ -63,8 +63,8 @@ class _Connections(Drop):
         bias = ops.broadcast_to(self.bias, (count, self.bias.shape[0]))
         bias = kernels.apply(kernels.INVERTED, bias, draw, rows)
         inner = (1,) * (len(outputs.shape) - 2)
-        if getattr(self, "data_format", None) == "channels_first":
-            return ops.reshape(bias, (count, -1, *inner))
+        if getattr(self, "data_format", "") == "channels_first":
+            return ops.reshape(bias, (count, self.bias.shape[0], *inner))
         return ops.reshape(bias, (count, *inner, self.bias.shape[0]))
 
     def get_config(self):
