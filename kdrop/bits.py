@@ -87,17 +87,31 @@ def words(key, rows, size):
     Returns:
         uint32 tensor `(n, size)`.
     """
-    position, hashed = _hashed(key, rows, size)
-    return ops.bitwise_xor(hashed, position)
+    first, second = row_keys(key, rows)
+    return word(_positions(size), first[:, None], second[:, None])
 
 
 def distinct_words(key, rows, size):
     """The same, but within a row no word repeats: it is a part of a permutation."""
-    return _hashed(key, rows, size)[1]
+    first, second = row_keys(key, rows)
+    return _hashed(_positions(size) + first[:, None], second[:, None])
 
 
-def _hashed(key, rows, size):
-    first, second = threefry(key, (rows[:, 0], rows[:, 1]))
-    position = _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range
-    position = position + first[:, None]
-    return position, _finalise(_finalise(position) + second[:, None])
+def row_keys(key, rows):
+    """The two words under which each row hashes its positions, uint32 `(n,)` each."""
+    return threefry(key, (rows[:, 0], rows[:, 1]))
+
+
+def word(position, first, second):
+    """The random word at a position, under the two words of its row."""
+    position = position + first
+    # What was hashed, once more: else no word would repeat within a row.
+    return ops.bitwise_xor(_hashed(position, second), position)
+
+
+def _hashed(position, second):
+    return _finalise(_finalise(position) + second)
+
+
+def _positions(size):
+    return _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range

@@ -171,13 +171,13 @@ def _uniform(words, draw):
 # From noise to outputs
 
 
-def _select(inputs, dropped, draw):
+def select(inputs, dropped, draw):
     return ops.where(dropped, ops.zeros_like(inputs), inputs)
 
 
-def _select_and_scale(inputs, dropped, draw):
+def select_and_scale(inputs, dropped, draw):
     kept_inputs = scale(inputs, 1 / kept(draw, wide(inputs.dtype)))
-    return _select(kept_inputs, dropped, draw)
+    return select(kept_inputs, dropped, draw)
 
 
 def _multiply(inputs, noise, draw):
@@ -200,11 +200,11 @@ def _alpha(inputs, dropped, draw):
 
 def _alpha_gradient(inputs, dropped, draw):
     factor = _alpha_factor(draw, wide(inputs.dtype))
-    return _select(scale(inputs, factor), dropped, draw)
+    return select(scale(inputs, factor), dropped, draw)
 
 
-INVERTED = Kernel(dropped, _select_and_scale, _select_and_scale)
-VANILLA = Kernel(dropped, _select, _select)
+INVERTED = Kernel(dropped, select_and_scale, select_and_scale)
+VANILLA = Kernel(dropped, select, select)
 GAUSSIAN = Kernel(_gaussian, _multiply, _multiply)
 UNIFORM = Kernel(_uniform, _multiply, _multiply)
 ALPHA = Kernel(dropped, _alpha, _alpha_gradient)
@@ -227,7 +227,7 @@ def blocks(block):
         # A unit is kept if none of `cells` seeds falls. Each form of the logarithm
         # where it has its digits.
         log_none = ops.where(seeds < 0.5, ops.log1p(-seeds), ops.log(none))
-        return _select(scale(inputs, ops.exp(-cells * log_none)), dropped, draw)
+        return select(scale(inputs, ops.exp(-cells * log_none)), dropped, draw)
 
     return Kernel(dropped, forward, forward, block)
 
@@ -277,7 +277,7 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
         if noise_shape is not None:
             inputs = _checked(inputs, noise_shape)
         if tf.executing_eagerly():
-            of = (inputs.dtype, inputs.shape.rank)
+            of = (inputs.dtype, inputs.shape.rank, len(rows.shape))
             return _traced(of, kernel, noise_shape)(inputs, draw, rows)
     return _differentiable(kernel, noise_shape, inputs, draw, rows)
 
@@ -335,11 +335,11 @@ def _run(kernel, noise_shape, inputs, draw, rows):
         return _padded(kernel, noise_shape, inputs, draw, rows)
     # A function for each shape, since TensorFlow warns of one that is traced often.
     of = (inputs.dtype, *inputs.shape)
-    return _compiled(_fused, of, kernel, noise_shape)(inputs, draw, rows)
+    return compiled(_fused, of, kernel, noise_shape)(inputs, draw, rows)
 
 
 @functools.cache
-def _compiled(function, of, *static):
+def compiled(function, of, *static):
     """A function as one fused pass, which stands in a graph like a single op."""
     function = functools.partial(function, *static)
     if keras.backend.backend() == "tensorflow":
@@ -356,7 +356,7 @@ def _compiled(function, of, *static):
 def _fused(kernel, noise_shape, inputs, draw, rows):
     shape = ops.shape(inputs)
     sizes = _sizes(kernel, noise_shape, shape)
-    noise = _noise(kernel, draw, _named(rows, shape), math.prod(sizes))
+    noise = _noise(kernel, draw, named(rows, shape), math.prod(sizes))
     return _combined(kernel, noise, sizes, inputs, draw)
 
 
@@ -372,8 +372,8 @@ def _padded(kernel, noise_shape, inputs, draw, rows):
     count = functools.reduce(operator.mul, sizes, 1)
     bits_of_count = tf.math.log(tf.cast(count, "float64")) / math.log(4)
     padded = 4 ** tf.cast(tf.math.ceil(bits_of_count), "int32")
-    draw_noise = _compiled(_noise_like, None, kernel)
-    noise = draw_noise(draw, _named(rows, shape), tf.zeros([padded], "bool"))
+    draw_noise = compiled(_noise_like, None, kernel)
+    noise = draw_noise(draw, named(rows, shape), tf.zeros([padded], "bool"))
     return _combined(kernel, noise[:, :count], sizes, inputs, draw)
 
 
@@ -388,7 +388,7 @@ def _sizes(kernel, noise_shape, shape):
     return [s if n is None else n for n, s in zip(noise_shape, shape, strict=True)][1:]
 
 
-def _named(rows, shape):
+def named(rows, shape):
     """The rows as two words for each."""
     if len(rows.shape):
         return rows
@@ -398,7 +398,7 @@ def _named(rows, shape):
     return ops.stack([rows, ops.zeros_like(rows)], axis=1)
 
 
-def _key(draw):
+def key_of(draw):
     return bits.fold(*(ops.cast(draw[i], "uint32") for i in range(3)))
 
 
@@ -406,7 +406,7 @@ def _noise(kernel, draw, rows, size):
     draw_words = bits.distinct_words if kernel.distinct else bits.words
 
     def noise():
-        return kernel.noise(draw_words(_key(draw), rows, size), draw)
+        return kernel.noise(draw_words(key_of(draw), rows, size), draw)
 
     if kernel.block:
         return _once(noise, draw, (ops.shape(rows)[0], size))
@@ -473,7 +473,7 @@ def subset(draw, rows, batch, size, count):
         int32 tensor `(batch, count)`, ascending in each row.
     """
     # No word repeats in a row: their order is a random permutation of the positions.
-    words = bits.distinct_words(_key(draw), _named(rows, (batch,)), size)
+    words = bits.distinct_words(key_of(draw), named(rows, (batch,)), size)
     order = ops.argsort(words, axis=-1)
     return ops.sort(order[:, :count], axis=-1)
 

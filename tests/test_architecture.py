@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "kdrop"
 GROUPS = [
     {"reference", "bits", "votes"},
     {"kernels"},
+    {"connections"},
     {"layers", "schedules"},
     {"stages"},
     {"ensemble", "models", "data", "plots"},

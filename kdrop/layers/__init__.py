@@ -26,6 +26,10 @@ from kdrop.layers.units import (
     UniformDropout,
     VanillaDropout,
 )
+from kdrop.layers.weights import (
+    DropConnectConv2D,
+    DropConnectDense,
+)
 
 __all__ = [
     "AlphaDropout",
@@ -33,6 +37,8 @@ __all__ = [
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",
+    "DropConnectConv2D",
+    "DropConnectDense",
     "DropPath",
     "ExactDropout",
     "GaussianDropout",
