@@ -9,19 +9,18 @@ from keras import ops, tree
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.models.functional import Functional
 
-from kdrop.layers.base import Noise, Sampling, sampling
+from kdrop.layers.base import Drop, Noise, Sampling, sampling
 
 
 def stochastic(operation):
-    """The drop layers in a layer or model, itself included, whose rate is not 0."""
+    """The drop layers in a layer or model, itself included, but those of rate 0."""
     if not isinstance(operation, keras.Layer):
         return []
     layers = operation._flatten_layers()
-    # A layer without a rate of its own learns one.
     return [
         layer
         for layer in layers
-        if isinstance(layer, Noise) and getattr(layer, "rate", 1) > 0
+        if isinstance(layer, Noise) and not (isinstance(layer, Drop) and not layer.rate)
     ]
 
 

@@ -10,6 +10,7 @@ from keras import ops
 
 import kdrop
 from kdrop import InvertedDropout, VanillaDropout
+from kdrop.stages import Stages
 
 DEVIATIONS = 5  # a normal variable is further off in one case of 1.7 million
 
@@ -227,6 +228,15 @@ def test_calls_of_one_layer_draw_apart():
     model = keras.Model(inputs, [drop(inputs), drop(inputs)])
     first, second = sample(model, np.ones((64, 256), "float32"))
     assert_independent(dropped(first), dropped(second))
+
+
+def test_sampled_and_other_calls_in_eager_mode_share_no_graph():
+    layer, ones = VanillaDropout(0.5), np.ones((4, 8), "float32")
+    model = keras.Sequential([keras.Input((8,)), layer])
+    stages = Stages(model)
+    rows = np.arange(8, dtype="uint32").reshape(4, 2)
+    stages.sample(stages.once(ones), np.arange(4), 1, rows)
+    assert layer(ones, training=True).shape == (4, 8)
 
 
 def test_without_a_seed_each_call_is_another():
