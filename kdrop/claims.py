@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 import kdrop
-from kdrop import reference
+from kdrop import bits, reference
 from kdrop.experiment import Experiment, build, load_data, train
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
@@ -45,8 +45,11 @@ class Claim:
 
 
 def _layer(name, rate=0.5, **arguments):
-    *of_keras, kind = name.split()
-    return getattr(keras.layers if of_keras else kdrop, kind)(rate, **arguments)
+    kind, *block = name.removeprefix("keras ").split()
+    if block:
+        arguments["block_size"] = int(*block)
+    package = keras.layers if name.startswith("keras ") else kdrop
+    return getattr(package, kind)(rate, **arguments)
 
 
 def _both_ways(layer):
@@ -259,9 +262,73 @@ def _pipeline() -> Variants:
 SQUARE = (4096, 4096)
 RIVAL, DROPOUT = "keras Dropout", "InvertedDropout"
 PAIR = (RIVAL, DROPOUT)
+
+
+def _products(per_example) -> Variants:
+    """(128, 1024) x 1024: forward with a mask for each example, else both ways."""
+    import tensorflow as tf
+
+    inputs = tf.random.stateless_normal((128, 1024), (0, 0))
+    plain, thinned = (
+        keras.layers.Dense(1024),
+        kdrop.DropConnectDense(1024, 0.5, per_example=per_example),
+    )
+    rows = tf.cast(tf.stack([tf.range(128), tf.zeros(128, "int32")], axis=1), "uint32")
+    key = tf.zeros((), "uint32"), tf.ones((), "uint32")
+
+    def both_ways(layer):
+        layer(inputs)
+
+        def step(inputs, upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                outputs = layer(inputs, training=True)
+            sources = [inputs, *layer.trainable_variables]
+            return outputs, tape.gradient(
+                outputs, [getattr(s, "value", s) for s in sources], upstream
+            )
+
+        return tf.function(step, autograph=False)
+
+    def timed(step, *arguments):
+        def measure(calls=10):
+            start = time.perf_counter()
+            for _ in range(calls):
+                step(*arguments)
+            return (time.perf_counter() - start) / calls
+
+        return measure
+
+    if not per_example:
+        return {
+            "keras Dense": timed(both_ways(plain), inputs, inputs),
+            "DropConnectDense": timed(both_ways(thinned), inputs, inputs),
+        }
+    draw = tf.function(
+        lambda rows: bits.words(key, rows, 2**20) < 2**31, jit_compile=True
+    )
+    forward = tf.function(lambda x: thinned(x, training=True), autograph=False)
+    return {
+        "drawing the words": timed(draw, rows),
+        "DropConnectDense": timed(forward, inputs),
+    }
+
+
+KERAS = (RIVAL, "keras GaussianDropout", "keras AlphaDropout")
 OURS = (
     DROPOUT, "VanillaDropout", "GaussianDropout", "UniformDropout", "AlphaDropout",
 )  # fmt: skip
+
+
+MAPS = (
+    *OURS, "ExactDropout", "SpatialDropout2D", "DropBlock2D 3",
+    "DropBlock2D 7", "DropPath", "StochasticDepth",
+)  # fmt: skip
+FAMILY_LIMITS = {
+    **dict.fromkeys(OURS, 2.0), "GaussianDropout": 7.5,
+    "ExactDropout": 6.0, "SpatialDropout2D": 3.0, "DropBlock2D 3": 3.0,
+    "DropBlock2D 7": 3.0, "DropPath": 1.2, "StochasticDepth": 1.2,
+}  # fmt: skip
 
 
 def _sizes():
@@ -289,7 +356,7 @@ CLAIMS = {
         functools.partial(
             _passes,
             SQUARE,
-            ("copy", RIVAL, "keras GaussianDropout", "keras AlphaDropout", *OURS),
+            ("copy", *KERAS, *OURS),
         ),
         {DROPOUT: 1.25, "VanillaDropout": 1.25, "GaussianDropout": 7.5},
     ),
@@ -314,6 +381,39 @@ CLAIMS = {
         )
         for dtype in ("bfloat16", "float16")
     },
+    "family maps": Claim(
+        "(64, 32, 32, 64) float32, both ways through a layer in a graph",
+        "copy",
+        functools.partial(
+            _passes,
+            (64, 32, 32, 64),
+            ("copy", *KERAS, "keras SpatialDropout2D", *MAPS),
+        ),
+        FAMILY_LIMITS,
+    ),
+    "family rows": Claim(
+        "(256, 4096) float32, both ways through a layer in a graph",
+        "copy",
+        functools.partial(
+            _passes,
+            (256, 4096),
+            ("copy", *KERAS, *OURS, "ExactDropout", "DropPath", "StochasticDepth"),
+            calls=8,
+        ),
+        FAMILY_LIMITS,
+    ),
+    "connections example": Claim(
+        "(128, 1024) x 1024, a mask for each example, forward",
+        "drawing the words",
+        functools.partial(_products, True),
+        {"DropConnectDense": 1.3},
+    ),
+    "connections batch": Claim(
+        "(128, 1024) x 1024, one mask for the batch, both ways",
+        "keras Dense",
+        functools.partial(_products, False),
+        {"DropConnectDense": 1.5},
+    ),
     **dict(_sizes()),
     **{
         f"small {kind}": Claim(
