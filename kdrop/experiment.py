@@ -177,7 +177,7 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
         said["rate"] = settings.rate[0] if len(settings.rate) == 1 else settings.rate
     try:
         model = MODELS[settings.model](
-            **_dropouts(settings.dropout),
+            **_dropouts(settings.dropout, len(data.train.targets)),
             classes=len(data.labels),
             input_shape=data.train.inputs.shape[1:],
             l1=settings.l1,
@@ -201,7 +201,7 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
     return model
 
 
-def _dropouts(name: str) -> dict[str, Any]:
+def _dropouts(name: str, examples: int) -> dict[str, Any]:
     """What a builder of a network calls at its places for dropout."""
     if name == "none":
         return {}
@@ -209,8 +209,23 @@ def _dropouts(name: str) -> dict[str, Any]:
     if name in MAPS:
         dense = layers.InvertedDropout
         return {"dropout": partial(layer, **MAPS[name]), "dense_dropout": dense}
-    if name == "StandoutDropout":  # whose first argument is not a rate
+    if name == "DropConnectDense":
+        return {"dense": layer}
+    # The first argument of the others is not a rate: they learn it. The weights of
+    # their losses are those that the papers derive for so many examples.
+    if name == "StandoutDropout":
         return {"dropout": lambda rate, **named: layer(**named)}
+    if name == "VariationalDropout":
+        weight = {"divergence_weight": 1 / examples}
+        return {"dense": lambda units, rate, **rest: layer(units, **weight, **rest)}
+    if name == "ConcreteDropout":
+        weights = {"weight_decay": 1e-4 / examples, "entropy_weight": 1 / examples}
+
+        def wrapped(units, rate, seed, name, **rest):
+            dense = keras.layers.Dense(units, **rest)
+            return layer(dense, **weights, seed=seed, name=name)
+
+        return {"dense": wrapped}
     return {"dropout": layer}
 
 

@@ -4,6 +4,8 @@ A builder takes `(dropout, rate)`, sizes of its own, `classes` and `input_shape`
 `dropout` is called as `dropout(rate, seed=seed, name="drop_1")` for each place: a layer
 class of kdrop or Keras, or any function of that form; `None` leaves the places empty.
 `dense_dropout`, if given, is called instead at places that are not behind convolutions.
+`dense`, if given, makes the hidden dense layers, for layers that drop connections: it is
+called with the width, `rate`, `seed`, `name` and what `keras.layers.Dense` takes.
 `rate` is the fraction dropped: one for all places, or one for each. Further keywords:
 
     input_rate      fraction of the standardised inputs to drop; 0 adds no layer
@@ -58,6 +60,7 @@ class _Parts:
     rate: Any  # a number or several
     places: int
     dense_dropout: Callable[..., keras.Layer] | None = None
+    dense: Callable[..., keras.Layer] | None = None
     classes: int = 10
     input_shape: tuple[int, ...] = (32, 32, 3)
     input_rate: float = 0.0
@@ -100,8 +103,13 @@ class _Parts:
         dropout = self.dropout if maps else self.dense_dropout or self.dropout
         return [dropout(self.rates[place], seed=self.seed, name=f"drop_{place}")]
 
-    def dense(self, units):
-        return keras.layers.Dense(units, activation="relu", **self._weights(0))
+    def hidden(self, units, place):
+        """The dense layer next to a place for dropout."""
+        weights = {"activation": "relu", **self._weights(0)}
+        if self.dense is None:
+            return keras.layers.Dense(units, **weights)
+        named = {"seed": self.seed, "name": f"drop_{place}"}
+        return self.dense(units, rate=self.rates[place], **named, **weights)
 
     def conv(self, filters, size, **arguments):
         if len(self.input_shape) != 3:
@@ -143,7 +151,7 @@ class _Parts:
 def _mlp(name, parts, hidden):
     layers = parts.inputs(flat=True)
     for place, units in enumerate(hidden, start=1):
-        layers += [parts.dense(units), *parts.drop(place)]
+        layers += [parts.hidden(units, place), *parts.drop(place)]
     return keras.Sequential([*layers, parts.head()], name=name)
 
 
@@ -175,7 +183,7 @@ def concat_mlp(
     for layer in before:
         outputs = layer(outputs)
     for place, units in enumerate(hidden, start=1):
-        for layer in [parts.dense(units), *parts.drop(place)]:
+        for layer in [parts.hidden(units, place), *parts.drop(place)]:
             outputs = layer(outputs)
         seen.append(outputs)
     outputs = parts.head()(keras.layers.Concatenate()(seen))
@@ -205,7 +213,7 @@ def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
         keras.layers.Flatten(),
     ]
     for place, units in enumerate(hidden, start=1):
-        layers += [*parts.drop(place), parts.dense(units)]
+        layers += [*parts.drop(place), parts.hidden(units, place)]
     return keras.Sequential([*layers, parts.head()], name="alexnet")
 
 
@@ -235,7 +243,7 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
             layers += parts.drop(place, maps=True)
     layers.append(keras.layers.Flatten())
     for place, units in enumerate(hidden, start=4):
-        layers += [parts.dense(units), *parts.drop(place)]
+        layers += [parts.hidden(units, place), *parts.drop(place)]
     return keras.Sequential([*layers, parts.head()], name="alexnet32")
 
 
@@ -259,7 +267,7 @@ def srivastava_cnn(dropout=None, rate=None, *, hidden=(2048, 2048), **common):
         ]
     layers.append(keras.layers.Flatten())
     for place, units in enumerate(hidden, start=len(filters) + 1):
-        layers += [parts.dense(units), *parts.drop(place)]
+        layers += [parts.hidden(units, place), *parts.drop(place)]
     return keras.Sequential([*layers, parts.head()], name="srivastava_cnn")
 
 
