@@ -309,6 +309,9 @@ def _traced(of, kernel, noise_shape):
 
 
 def _differentiable(kernel, noise_shape, inputs, draw, rows):
+    if plain.get():  # an export keeps no gradient
+        return _fused(kernel, noise_shape, inputs, draw, rows)
+
     @ops.custom_gradient
     def call(inputs, draw, rows):
         # Of this graph, so that the gradient of a gradient finds them.
@@ -329,8 +332,6 @@ def _differentiable(kernel, noise_shape, inputs, draw, rows):
 
 
 def _run(kernel, noise_shape, inputs, draw, rows):
-    if plain.get():
-        return _fused(kernel, noise_shape, inputs, draw, rows)
     if None in inputs.shape[1:]:
         return _padded(kernel, noise_shape, inputs, draw, rows)
     # A function for each shape, since TensorFlow warns of one that is traced often.

@@ -4,8 +4,8 @@ A builder takes `(dropout, rate)`, sizes of its own, `classes` and `input_shape`
 `dropout` is called as `dropout(rate, seed=seed, name="drop_1")` for each place: a layer
 class of kdrop or Keras, or any function of that form; `None` leaves the places empty.
 `dense_dropout`, if given, is called instead at places that are not behind convolutions.
-`dense`, if given, makes the hidden dense layers, for layers that drop connections: it is
-called with the width, `rate`, `seed`, `name` and what `keras.layers.Dense` takes.
+`dense`, if given, makes the hidden dense layers, for layers that drop connections: it
+is called with the width, `rate`, `seed`, `name` and what `keras.layers.Dense` takes.
 `rate` is the fraction dropped: one for all places, or one for each. Further keywords:
 
     input_rate      fraction of the standardised inputs to drop; 0 adds no layer
