@@ -14,9 +14,19 @@ from rich.table import Table
 
 from kdrop import plots
 from kdrop.data import BadInput, Data
-from kdrop.experiment import Experiment, Run, load_data, network, train
+from kdrop.ensemble import sample
+from kdrop.experiment import (
+    EVALUATION_BATCH,
+    Experiment,
+    Run,
+    load_data,
+    network,
+    train,
+)
 from kdrop.export import check_writable, export
+from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
+from kdrop.voting import MEASURES, PASSES, WAYS, vote
 
 UNFINISHED = ".unfinished"  # a folder that no model server reads
 PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
@@ -51,13 +61,15 @@ def compare(
     output: Path,
     name: str | None = None,
     resume: bool = False,
+    passes: int = PASSES,
     data_dir: Path | None = None,
     tensorboard: Path | None = None,
     console: Console,
 ) -> list[Path]:
-    """Train each experiment with each seed, show the table, export the best of each.
+    """Train each experiment with each seed, show the tables, export the best of each.
 
-    All experiments share one data set. Finished epochs are kept until everything is
+    All experiments share one data set. Where a run drops, `passes` sub-networks vote
+    on each example of the test part. Finished epochs are kept until everything is
     exported, so that a stopped comparison can be resumed.
 
     Returns:
@@ -65,6 +77,8 @@ def compare(
     """
     if seeds < 1:
         raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
+    if passes < 0:
+        raise BadInput(f"--passes is {passes}, but must not be below 0.")
     folders = [output / folder for folder in _names(experiments, name)]
     check_writable(output)
     for folder in folders:
@@ -93,19 +107,25 @@ def compare(
                 log = str(tensorboard / each.key())
                 callbacks.append(_Board(recorder, log))
             try:
-                runs.append(train(each, data, unfinished, recorder, callbacks))
+                run = train(each, data, unfinished, recorder, callbacks)
             finally:
                 recorder.stop()
+            runs.append(_voted(run, data, passes, console) if passes else run)
             # One model is kept in memory, however many seeds there are.
             best = Compared(runs).best
-            runs = [run if run is best else replace(run, model=None) for run in runs]
+            runs = [
+                run if run is best else replace(run, model=None, vote=None)
+                for run in runs
+            ]
         compared.append(Compared(runs))
     console.print(table(compared))
+    if (voted := vote_table(compared, passes)).row_count:
+        console.print(voted)
     paths = []
     for number, (each, folder) in enumerate(zip(compared, folders, strict=True)):
         note = kept[number * seeds]
         if note.exported is None:
-            note.exported = _export(each, compared, data, folder)
+            note.exported = _export(each, compared, data, folder, passes)
         paths.append(note.exported)
     for unfinished in kept:
         unfinished.discard()
@@ -159,6 +179,48 @@ def table(compared: Sequence[Compared]) -> Table:
     return shown
 
 
+def _voted(run: Run, data: Data, passes: int, console: Console) -> Run:
+    """The run with the vote of its sub-networks, if it drops anything."""
+    assert run.model is not None
+    test = batches(data.test, EVALUATION_BATCH, passes=1)
+    seed, verbose = run.experiment.seed, int(console.is_terminal)
+    found = vote(run.model, test, passes, seed, verbose)
+    if found is None:
+        return run
+    metrics = {**run.metrics, **found.metrics(data.test.targets)}
+    return replace(run, metrics=metrics, vote=found)
+
+
+def vote_table(compared: Sequence[Compared], passes: int) -> Table:
+    """Weight scaling beside the vote, for each experiment whose runs have one."""
+    first = compared[0].best.experiment.data
+    shown = Table(
+        title=f"{first}, test set: weight scaling and the vote of {passes} passes",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("dropout", no_wrap=True)
+    shown.add_column("predicted by", no_wrap=True)
+    for heading in (
+        "\naccuracy %",
+        "negative log\nlikelihood",
+        "expected\ncalibration error",
+        "Brier\nscore",
+    ):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for each in compared:
+        found = [run.metrics for run in each.runs if "vote_accuracy" in run.metrics]
+        for way, words in WAYS.items() if found else ():
+            accuracy, *others = ([m[f"{way}_{n}"] for m in found] for n in MEASURES)
+            shown.add_row(
+                each.name,
+                words,
+                _spread([100 * value for value in accuracy], 2),
+                *(_spread(values, 4) for values in others),
+            )
+    return shown
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(values) == 1:
@@ -166,12 +228,20 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Path):
+def _export(
+    each: Compared,
+    compared: Sequence[Compared],
+    data: Data,
+    folder: Path,
+    passes: int,
+) -> Path:
     best, test = each.best, data.test
     assert best.model is not None
 
     def draw(path):
         plots.curves(path / "curves.png", {c.name: c.best.history for c in compared})
+        if best.vote is not None:
+            _draw_vote(path, each, compared, data)
         if test.inputs.ndim == 2:
             predictors = {c.name: _predictor(c.best.model) for c in compared}
             plots.regions(path / "regions.png", predictors, *test, data.labels)
@@ -187,6 +257,7 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         "settings": asdict(best.experiment),
         "rates": {x.name: float(x.rate) for x in places if hasattr(x, "rate")},
         "metrics": best.metrics,
+        "passes": passes,
         "seeds": {run.experiment.seed: run.metrics for run in each.runs},
     }
     return export(
@@ -196,7 +267,33 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         record=record,
         history=best.history,
         draw=draw,
+        passes=passes or PASSES,
     )
+
+
+def _draw_vote(path: Path, each: Compared, compared: Sequence[Compared], data: Data):
+    best, test, title = each.best, data.test, f"{each.name}, test set"
+    assert best.vote is not None
+    found = {c.name: c.best.vote for c in compared if c.best.vote is not None}
+    plots.passes(path / "passes.png", found, test.targets)
+    forecasts = dict(zip(WAYS.values(), best.vote.ways(), strict=True))
+    plots.reliability(path / "reliability.png", title, forecasts, test.targets)
+    samples = best.vote.samples
+    if test.inputs.ndim > 2:
+        picture = path / "certainty.png"
+        plots.certainty(picture, title, *test, samples, data.labels)
+        return
+
+    def sampled(points):
+        seed, batch = best.experiment.seed, 1000
+        # One sub-network for the whole plane: no grain from point to point.
+        return sample(
+            *(best.model, points, len(samples), batch),
+            seed=seed, consistent=True, verbose=0,
+        )  # fmt: skip
+
+    predict = _predictor(best.model)
+    plots.uncertainty(path / "uncertainty.png", title, predict, sampled, test.inputs)
 
 
 class _Board(keras.callbacks.TensorBoard):
