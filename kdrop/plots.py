@@ -371,9 +371,12 @@ def passes(path: Path, runs: Mapping[str, tuple[Array, Array]], targets: Array) 
     error.set(title="Error on the test set", ylabel="Wrong predictions")
     error.yaxis.set_major_formatter(PercentFormatter(1))
     loss.set(title="Negative log likelihood", ylabel="Nats")
+    most = max(len(samples) for _, samples in runs.values())
     for panel in error, loss:
         panel.set(xlabel="Passes that vote", xscale="log")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if most < 200 else (1,))
+        )
         panel.xaxis.set_major_formatter("{x:,g}")
         panel.xaxis.set_minor_locator(LogLocator(subs=()))
         panel.grid(color="0.88", linewidth=0.4)
