@@ -51,6 +51,7 @@ class Command(Experiment):
     # layers of kdrop, or none, to be run side by side
     dropout: str = "none,InvertedDropout,VanillaDropout"
     passes: int = 50  # of the Monte Carlo vote of runs that drop; 0 for no vote
+    vote_size: int | None = None  # test examples to vote on
     seeds: int = 1  # runs of each kind, with seeds from --seed on
     output: Path = Path("saved_models")  # where the models go
     name: str | None = None  # of the saved model's folder
@@ -83,6 +84,7 @@ class Command(Experiment):
 UNSAID = {
     "schedule": "the rate stays",
     "decay": "a cosine to 0",
+    "vote_size": "1000 of cifar10, all of the others",
     "name": "data set and layer",
     "tensorboard": "no logs",
     "data_dir": "TFDS_DATA_DIR",
@@ -143,6 +145,7 @@ def main() -> int:
             name=command.name,
             resume=command.resume,
             passes=command.passes,
+            vote_size=command.vote_size,
             data_dir=command.data_dir,
             tensorboard=command.tensorboard,
             console=console,

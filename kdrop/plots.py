@@ -368,7 +368,9 @@ def passes(path: Path, runs: Mapping[str, tuple[Array, Array]], targets: Array) 
             panel.plot(count, measured, markevery=marked, **look)
             level, ends = measure(scaled, targets), [1, len(count)]
             panel.plot(ends, [level, level], mfc="white", linestyle=TRAINING, **look)
-    error.set(title="Error on the test set", ylabel="Wrong predictions")
+    error.set(
+        title=f"Error on {len(targets):,} test examples", ylabel="Wrong predictions"
+    )
     error.yaxis.set_major_formatter(PercentFormatter(1))
     loss.set(title="Negative log likelihood", ylabel="Nats")
     most = max(len(samples) for _, samples in runs.values())

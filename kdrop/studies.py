@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdrop import plots
-from kdrop.data import BadInput, Data
+from kdrop.data import BadInput, Data, Part
 from kdrop.ensemble import sample
 from kdrop.experiment import (
     EVALUATION_BATCH,
@@ -26,7 +26,7 @@ from kdrop.experiment import (
 from kdrop.export import check_writable, export
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
-from kdrop.voting import MEASURES, PASSES, WAYS, vote
+from kdrop.voting import MEASURES, PASSES, SIZES, WAYS, vote
 
 UNFINISHED = ".unfinished"  # a folder that no model server reads
 PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
@@ -62,6 +62,7 @@ def compare(
     name: str | None = None,
     resume: bool = False,
     passes: int = PASSES,
+    vote_size: int | None = None,
     data_dir: Path | None = None,
     tensorboard: Path | None = None,
     console: Console,
@@ -69,8 +70,8 @@ def compare(
     """Train each experiment with each seed, show the tables, export the best of each.
 
     All experiments share one data set. Where a run drops, `passes` sub-networks vote
-    on each example of the test part. Finished epochs are kept until everything is
-    exported, so that a stopped comparison can be resumed.
+    on the first `vote_size` examples of the test part. Finished epochs are kept until
+    everything is exported, so that a stopped comparison can be resumed.
 
     Returns:
         The exported folders, one for each experiment.
@@ -79,6 +80,8 @@ def compare(
         raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
     if passes < 0:
         raise BadInput(f"--passes is {passes}, but must not be below 0.")
+    if vote_size is not None and vote_size < 1:
+        raise BadInput(f"--vote-size is {vote_size}, but must be at least 1.")
     folders = [output / folder for folder in _names(experiments, name)]
     check_writable(output)
     for folder in folders:
@@ -89,6 +92,9 @@ def compare(
         for each in experiments
     ]
     data = load_data(experiments[0], data_dir)
+    voted_on = _first(
+        data.test, vote_size or SIZES.get(data.name, len(data.test.targets))
+    )
     for each in experiments:
         network(each, data)  # what cannot be built is refused before hours of training
     compared, kept = [], []
@@ -110,7 +116,7 @@ def compare(
                 run = train(each, data, unfinished, recorder, callbacks)
             finally:
                 recorder.stop()
-            runs.append(_voted(run, data, passes, console) if passes else run)
+            runs.append(_voted(run, voted_on, passes, console) if passes else run)
             # One model is kept in memory, however many seeds there are.
             best = Compared(runs).best
             runs = [
@@ -119,13 +125,13 @@ def compare(
             ]
         compared.append(Compared(runs))
     console.print(table(compared))
-    if (voted := vote_table(compared, passes)).row_count:
+    if (voted := vote_table(compared, passes, _part(voted_on, data))).row_count:
         console.print(voted)
     paths = []
     for number, (each, folder) in enumerate(zip(compared, folders, strict=True)):
         note = kept[number * seeds]
         if note.exported is None:
-            note.exported = _export(each, compared, data, folder, passes)
+            note.exported = _export(each, compared, data, folder, passes, voted_on)
         paths.append(note.exported)
     for unfinished in kept:
         unfinished.discard()
@@ -179,23 +185,32 @@ def table(compared: Sequence[Compared]) -> Table:
     return shown
 
 
-def _voted(run: Run, data: Data, passes: int, console: Console) -> Run:
+def _first(part: Part, size: int) -> Part:
+    return Part(part.inputs[:size], part.targets[:size])
+
+
+def _part(voted_on: Part, data: Data) -> str:
+    few, all_ = len(voted_on.targets), len(data.test.targets)
+    return "test set" if few == all_ else f"first {few:,} of {all_:,} test examples"
+
+
+def _voted(run: Run, part: Part, passes: int, console: Console) -> Run:
     """The run with the vote of its sub-networks, if it drops anything."""
     assert run.model is not None
-    test = batches(data.test, EVALUATION_BATCH, passes=1)
+    test = batches(part, EVALUATION_BATCH, passes=1)
     seed, verbose = run.experiment.seed, int(console.is_terminal)
     found = vote(run.model, test, passes, seed, verbose)
     if found is None:
         return run
-    metrics = {**run.metrics, **found.metrics(data.test.targets)}
+    metrics = {**run.metrics, **found.metrics(part.targets)}
     return replace(run, metrics=metrics, vote=found)
 
 
-def vote_table(compared: Sequence[Compared], passes: int) -> Table:
+def vote_table(compared: Sequence[Compared], passes: int, part: str) -> Table:
     """Weight scaling beside the vote, for each experiment whose runs have one."""
     first = compared[0].best.experiment.data
     shown = Table(
-        title=f"{first}, test set: weight scaling and the vote of {passes} passes",
+        title=f"{first}, {part}: weight scaling and the vote of {passes} passes",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
@@ -234,6 +249,7 @@ def _export(
     data: Data,
     folder: Path,
     passes: int,
+    voted_on: Part,
 ) -> Path:
     best, test = each.best, data.test
     assert best.model is not None
@@ -241,7 +257,7 @@ def _export(
     def draw(path):
         plots.curves(path / "curves.png", {c.name: c.best.history for c in compared})
         if best.vote is not None:
-            _draw_vote(path, each, compared, data)
+            _draw_vote(path, each, compared, voted_on, data)
         if test.inputs.ndim == 2:
             predictors = {c.name: _predictor(c.best.model) for c in compared}
             plots.regions(path / "regions.png", predictors, *test, data.labels)
@@ -258,6 +274,7 @@ def _export(
         "rates": {x.name: float(x.rate) for x in places if hasattr(x, "rate")},
         "metrics": best.metrics,
         "passes": passes,
+        "voted_on": len(voted_on.targets),
         "seeds": {run.experiment.seed: run.metrics for run in each.runs},
     }
     return export(
@@ -271,8 +288,8 @@ def _export(
     )
 
 
-def _draw_vote(path: Path, each: Compared, compared: Sequence[Compared], data: Data):
-    best, test, title = each.best, data.test, f"{each.name}, test set"
+def _draw_vote(path, each: Compared, compared: Sequence[Compared], test: Part, data):
+    best, title = each.best, f"{each.name}, {_part(test, data)}"
     assert best.vote is not None
     found = {c.name: c.best.vote for c in compared if c.best.vote is not None}
     plots.passes(path / "passes.png", found, test.targets)

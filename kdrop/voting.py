@@ -10,6 +10,8 @@ from kdrop.ensemble import sample
 from kdrop.stages import stochastic
 
 PASSES = 50
+# Test examples to vote on where not all: 50 passes of these take about a minute.
+SIZES = {"cifar10": 1000}
 WAYS = {"weight_scaling": "weight scaling", "vote": "vote"}
 
 

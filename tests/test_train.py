@@ -23,7 +23,7 @@ from kdrop.experiment import SCHEDULES, Experiment, Run
 from kdrop.models import MODELS
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
-QUICK = "--train-size 300 --batch-size 50 --hidden 16 --epochs 4".split()
+QUICK = "--train-size 300 --batch-size 50 --hidden 16 --epochs 4 --passes 2".split()
 
 
 @pytest.fixture
@@ -174,6 +174,7 @@ def test_a_missing_data_set_package_is_one_sentence(train, monkeypatch, capsys):
         (["--model", "alexnet"], "(height, width, channels)"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--passes", "-1"], "--passes is -1"),
+        (["--vote-size", "0"], "--vote-size is 0"),
         (["--epochs", "ten"], "train.py: --epochs: invalid literal for int()"),
         (["--rate", "0.1", "x"], "--rate: "),
         (["--epocs", "3"], "--epocs, 3: did you mean --epochs?"),
@@ -321,6 +322,7 @@ def test_every_model_can_be_asked_for(name):
 
 def test_a_real_cifar_run(train, tmp_path, cifar10_folder, capsys):
     arguments = "cifar10 --train-size 200 --epochs 1 --dropout VanillaDropout".split()
+    arguments += ["--vote-size", "20"]
     assert train(*arguments, "--data-dir", cifar10_folder) == 0
     path = tmp_path / "saved_models" / "cifar10-vanilla-dropout" / "1"
     pictures = {path.stem for path in path.glob("*.png")}

@@ -71,13 +71,11 @@ def test_what_drops_nothing_or_diverged_has_no_vote(model):
     assert vote(model, POINTS, passes=2, seed=0) is None
 
 
-def compared(folder, *kinds, passes, seeds=1):
+def compared(folder, *kinds, **options):
     settings = {"train_size": 300, "epochs": 3, "batch_size": 50, "hidden": (16,)}
     experiments = [Experiment(dropout=kind, seed=5, **settings) for kind in kinds]
     console = Console(width=132, record=True, file=io.StringIO())
-    paths = compare(
-        experiments, seeds=seeds, output=folder, passes=passes, console=console
-    )
+    paths = compare(experiments, output=folder, console=console, **options)
     return paths, console.export_text()
 
 
@@ -150,3 +148,11 @@ def test_every_seed_votes(tmp_path, exported):
         assert len(set(values)) == 2
     mean, spread = np.mean(values), np.std(values, ddof=1)  # the last: Brier score
     assert re.search(rf" vote .* {mean:.4f} ± {spread:.4f}", told)
+
+
+def test_a_vote_on_the_first_examples_says_so(tmp_path, exported):
+    _, told = compared(tmp_path, "InvertedDropout", passes=2, vote_size=4)
+    assert exported["record"]["voted_on"] == 4
+    accuracy = exported["record"]["metrics"]["vote_accuracy"]
+    assert 4 * accuracy == int(4 * accuracy)
+    assert "first 4 of 3,000 test examples" in told
