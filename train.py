@@ -4,6 +4,7 @@ python train.py                            # the spiral: none, inverted, vanilla
 python train.py cifar10 --train-size 5000  # the same three on a small AlexNet
 python train.py cifar10 --dropout InvertedDropout --rate 0.5 --epochs 40 --seed 3
 python train.py --schedule early           # drop in the first sixth of training only
+python train.py --passes 200               # more sub-networks vote on the test set
 python train.py --seeds 5                  # mean and deviation over five seeds
 python train.py --resume                   # go on after a stop
 """
@@ -49,6 +50,8 @@ class Command(Experiment):
     data: Annotated[str, tyro.conf.Positional] = "spiral"  # spiral, cifar10 or mnist
     # layers of kdrop, or none, to be run side by side
     dropout: str = "none,InvertedDropout,VanillaDropout"
+    passes: int = 50  # of the Monte Carlo vote of runs that drop; 0 for no vote
+    vote_size: int | None = None  # test examples to vote on
     seeds: int = 1  # runs of each kind, with seeds from --seed on
     output: Path = Path("saved_models")  # where the models go
     name: str | None = None  # of the saved model's folder
@@ -81,6 +84,7 @@ class Command(Experiment):
 UNSAID = {
     "schedule": "the rate stays",
     "decay": "a cosine to 0",
+    "vote_size": "1000 of cifar10, all of the others",
     "name": "data set and layer",
     "tensorboard": "no logs",
     "data_dir": "TFDS_DATA_DIR",
@@ -140,6 +144,8 @@ def main() -> int:
             output=command.output,
             name=command.name,
             resume=command.resume,
+            passes=command.passes,
+            vote_size=command.vote_size,
             data_dir=command.data_dir,
             tensorboard=command.tensorboard,
             console=console,

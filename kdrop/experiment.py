@@ -19,6 +19,7 @@ from kdrop.models import MODELS
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
 from kdrop.schedules import RateSchedule, Schedule, drops
+from kdrop.voting import Vote
 
 REPORT_STEPS = 100  # about so many optimiser steps, or an epoch, from line to line
 EVALUATION_BATCH = 500
@@ -149,7 +150,9 @@ class Run:
     experiment: Experiment
     model: keras.Model | None  # dropped where another seed's is better
     history: dict[str, list[float]]
-    metrics: dict[str, float]  # train_, validation_, test_ accuracy and loss, seconds
+    # train_, validation_, test_ accuracy and loss, seconds, and those of the vote
+    metrics: dict[str, float]
+    vote: Vote | None = None  # on the test part; dropped with the model
 
 
 def load_data(experiment: Experiment, folder: Path | None = None) -> Data:

@@ -180,9 +180,15 @@ def _summary(samples, task):
             mean = tf.reduce_mean(samples, axis=0)
         entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean), axis=-1)
         excess = samples - mean
-        ratio = excess / tf.where(mean > 0, mean, 1)
-        divergence = tf.math.xlog1py(samples, ratio) - excess
-        information = tf.reduce_mean(tf.reduce_sum(divergence, axis=-1), axis=0)
+        total = tf.where(mean > 0, mean, 1)
+        near, share = excess / total, samples / total
+        divergence = tf.where(
+            near > -0.5,
+            tf.math.xlog1py(samples, tf.maximum(near, -0.5)),
+            tf.math.xlogy(samples, share),
+        )
+        divergence = tf.reduce_sum(divergence - excess, axis=-1)
+        information = tf.reduce_mean(divergence, axis=0)
         answer |= {"entropy": tf.maximum(entropy, 0), "mutual_information": information}
     return answer
 

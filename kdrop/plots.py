@@ -1,4 +1,4 @@
-"""The pictures: curves, decision regions, predictions, confusion, and speed.
+"""The pictures: curves, decision regions, predictions, confusion, votes, and speed.
 
 Each function writes the PNG at `path`; `targets` and `predicted` are integer classes
 `(n,)`, `labels` their names. Figures are drawn without pyplot and in a style of their
@@ -16,6 +16,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, PercentFormatter
+
+from kdrop import votes
 
 Array = np.ndarray
 Names = Sequence[str]
@@ -41,7 +43,11 @@ CHARACTER = 0.065  # inches that one of 8 points takes; figures are drawn in pri
 LINE_POINTS = 200  # longer curves are drawn as means over equal stretches
 LIMIT: dict = {"color": "black", "marker": "|", "ls": "none", "ms": 10, "mew": 1.4}
 SHOWN_POINTS, SHOWN_IMAGES = 1000, 32
-PIXELS = 300  # a side of the region maps
+IMAGE_KEY = (
+    "Above: predicted label and its probability. Below, where wrong: true label."
+)
+FAR_POINTS = 300  # shown where the plane reaches far beyond them
+PIXELS, FAR_PIXELS = 300, 120  # a side of the maps of regions, and of uncertainty
 
 
 @matplotlib.rc_context(STYLE)
@@ -136,10 +142,7 @@ def regions(
     figure = Figure((side * columns, side * rows + 2), layout="constrained")
     margin = 0.05 * np.ptp(points, axis=0)
     low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
-    steps = (np.arange(PIXELS, dtype=np.float32) + 0.5) / PIXELS
-    plane = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-    plane = low + plane * (high - low)
-    extent = (low[0], high[0], low[1], high[1])
+    plane, extent = _plane(low, high, PIXELS)
     palette = np.array([to_rgb(colour) for colour in COLOURS])
     shown = np.random.default_rng(0).permutation(len(points))[:SHOWN_POINTS]
     panel = None
@@ -171,6 +174,13 @@ def regions(
     figure.savefig(path)
 
 
+def _plane(low: Array, high: Array, pixels: int) -> tuple[Array, tuple]:
+    """The middles of the pixels, row by row, and the extent that `imshow` takes."""
+    steps = (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
+    plane = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    return low + plane * (high - low), (low[0], high[0], low[1], high[1])
+
+
 def _point(label: int, correct: bool = True) -> dict:
     size, edge, width = (2.8, "white", 0.25) if correct else (4, "black", 0.8)
     look = {"color": COLOURS[label % 10], "marker": MARKERS[label % 10], "ls": "none"}
@@ -200,16 +210,57 @@ def predictions(
     figure = Figure((max(0.9 * columns, 5.6), 1.4 * rows + 0.5), layout="constrained")
     for n in range(shown):
         panel = figure.add_subplot(rows, columns, n + 1, xticks=[], yticks=[])
-        panel.imshow(np.squeeze(images[n]), cmap="gray", vmin=0, vmax=255)
-        guess, truth = (_wrap(labels[k], 14, 1) for k in (predicted[n], targets[n]))
-        mark, frame = ("✓", "0.6") if right[n] else ("✗", COLOURS[1])
-        panel.set_title(f"{guess}\n{mark} {np.max(probabilities[n]):.0%}", fontsize=8)
-        panel.spines[:].set(color=frame, linewidth=0.6 if right[n] else 2.5)
-        panel.set_xlabel("" if right[n] else truth)
+        _image(panel, images[n], targets[n], probabilities[n], labels)
     part = f"Predicted right: {right[:shown].sum()} of the {shown} shown"
-    key = "Above: predicted label and its probability. Below, where wrong: true label."
     score = f"{part}, {right.mean():.1%} of all {len(right):,}"
-    figure.suptitle(f"{_wrap(title, 80)}\n{score}\n{key}")
+    figure.suptitle(f"{_wrap(title, 80)}\n{score}\n{IMAGE_KEY}")
+    figure.savefig(path)
+
+
+def _image(panel, image, target, probabilities, labels) -> None:
+    """An image, above it what was predicted, and below it the truth if it differs."""
+    predicted = int(np.argmax(probabilities))
+    right = predicted == target
+    guess, truth = (_wrap(labels[k], 14, 1) for k in (predicted, target))
+    mark, frame = ("✓", "0.6") if right else ("✗", COLOURS[1])
+    panel.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
+    panel.set_title(f"{guess}\n{mark} {np.max(probabilities):.0%}", fontsize=8)
+    panel.spines[:].set(color=frame, linewidth=0.6 if right else 2.5)
+    panel.set_xlabel("" if right else truth)
+
+
+@matplotlib.rc_context(STYLE)
+def certainty(
+    path: Path,
+    title: str,
+    images: Array,
+    targets: Array,
+    samples: Array,
+    labels: Names,
+) -> None:
+    """Draw the images of which a vote is most certain, and those of which it is least.
+
+    Args:
+        title: Which run, and which part of the data set.
+        images: uint8 `(n, height, width, 3)` or `(n, height, width, 1)`.
+        samples: `(passes, n, classes)`. The order is that of the predictive entropy.
+    """
+    vote = _summary(samples)
+    order = np.argsort(vote.entropy, kind="stable")
+    shown = min(-(-len(order) // 2), SHOWN_IMAGES // 2)
+    columns, rows = min(shown, 8), -(-shown // 8)
+    width = max(0.9 * columns, 5.6)
+    figure = Figure((width, 2.8 * rows + 1), layout="constrained")
+    parts = {"Most certain": order[:shown], "Least certain": order[::-1][:shown]}
+    halves = figure.subfigures(2, squeeze=False).flat
+    for half, (name, chosen) in zip(halves, parts.items(), strict=True):
+        low, high = (f(vote.entropy[chosen]) for f in (np.min, np.max))
+        half.suptitle(f"{name}: entropy {low:.2g} to {high:.2g} nats")
+        for place, n in enumerate(chosen, start=1):
+            panel = half.add_subplot(rows, columns, place, xticks=[], yticks=[])
+            _image(panel, images[n], targets[n], vote.mean[n], labels)
+    vote_of = f"Vote of {len(samples):,} passes on {len(order):,} images"
+    figure.suptitle(f"{_wrap(title, 80)}\n{vote_of}\n{IMAGE_KEY}")
     figure.savefig(path)
 
 
@@ -246,6 +297,155 @@ def confusion(
     title = _wrap(title, int((side + breadth) / CHARACTER))
     panel.set_title(f"{title}\n{score}\nCells: percent of the true class")
     _shape(figure, rows=1, ratio=1)
+    figure.savefig(path)
+
+
+@matplotlib.rc_context(STYLE)
+def reliability(
+    path: Path, title: str, forecasts: Mapping[str, Array], targets: Array
+) -> None:
+    """Draw how often those are right who are so sure, and how many they are.
+
+    Args:
+        title: Which run, and which part of the data set.
+        forecasts: For each way to predict its probabilities `(n, classes)`.
+    """
+    figure = Figure((4.6, 5.4), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    diagonal: dict = {"color": "0.5", "linestyle": TRAINING}
+    above.plot([0, 1], [0, 1], **diagonal)
+    handles = []
+    for n, (name, probabilities) in enumerate(forecasts.items()):
+        confidence, accuracy, count = votes.reliability(probabilities, targets)
+        error = votes.expected_calibration_error(probabilities, targets)
+        filled, colour = count > 0, COLOURS[n % 10]
+        look: dict = {"color": colour, "marker": MARKERS[n % 10]}
+        above.plot(confidence[filled], accuracy[filled], **look)
+        edges = np.linspace(0, 1, len(count) + 1)
+        below.plot((edges[1:] + edges[:-1])[filled] / 2, count[filled], **look)
+        label = f"{name}: calibration error {error:.3f}"
+        handles.append(Line2D([], [], label=label, **look))
+    handles.append(Line2D([], [], label="perfect calibration", **diagonal))
+    above.set_title(_wrap(title, 60))
+    above.set(ylabel="Correct predictions", ylim=(-0.03, 1.03), xlim=(-0.03, 1.03))
+    below.set(xlabel="Confidence: probability of the class predicted")
+    below.set(ylabel="Examples", yscale="log", ylim=(0.7, 2 * len(targets)))
+    below.yaxis.set_major_locator(LogLocator(numticks=4))
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    below.yaxis.set_minor_locator(LogLocator(subs=()))
+    for panel in above, below:
+        panel.grid(color="0.88", linewidth=0.4)
+        panel.spines[["top", "right"]].set_visible(False)
+    above.yaxis.set_major_formatter(PercentFormatter(1))
+    below.xaxis.set_major_formatter(PercentFormatter(1))
+    _legend(figure, handles, "Points: bins of equal width that are not empty.")
+    figure.savefig(path)
+
+
+@matplotlib.rc_context(STYLE)
+def passes(path: Path, runs: Mapping[str, tuple[Array, Array]], targets: Array) -> None:
+    """Draw error and likelihood of the vote against the number of passes that vote.
+
+    Args:
+        runs: For each run the probabilities of weight scaling `(n, classes)`, which are
+            a level line, and its samples `(passes, n, classes)`.
+
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
+    figure 11
+    """
+    figure = Figure((7.2, 3.3), layout="constrained")
+    error, loss = figure.subplots(1, 2, sharex=True)
+    handles = []
+    for number, (name, (scaled, samples)) in enumerate(runs.items()):
+        look: dict = {"color": COLOURS[number % 10], "marker": MARKERS[number % 10]}
+        handles.append(Line2D([], [], label=name, **look))
+        count = np.arange(1, len(samples) + 1)
+        means = np.cumsum(samples, axis=0, dtype=float) / count[:, None, None]
+        every = [n for n in (1, 2, 3, 5, 7, 10, 20, 30) if n < len(count)]
+        marked = [n - 1 for n in (*every, len(count))]
+        for panel, measure in (error, _error), (loss, votes.negative_log_likelihood):
+            measured = [measure(mean, targets) for mean in means]
+            panel.plot(count, measured, markevery=marked, **look)
+            level, ends = measure(scaled, targets), [1, len(count)]
+            panel.plot(ends, [level, level], mfc="white", linestyle=TRAINING, **look)
+    error.set(
+        title=f"Error on {len(targets):,} test examples", ylabel="Wrong predictions"
+    )
+    error.yaxis.set_major_formatter(PercentFormatter(1))
+    loss.set(title="Negative log likelihood", ylabel="Nats")
+    most = max(len(samples) for _, samples in runs.values())
+    for panel in error, loss:
+        panel.set(xlabel="Passes that vote", xscale="log")
+        panel.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if most < 200 else (1,))
+        )
+        panel.xaxis.set_major_formatter("{x:,g}")
+        panel.xaxis.set_minor_locator(LogLocator(subs=()))
+        panel.grid(color="0.88", linewidth=0.4)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles.append(Line2D([], [], label="mean of the passes", color="k"))
+    level = Line2D([], [], label="weight scaling", color="k", linestyle=TRAINING)
+    handles.append(level)
+    _legend(figure, handles, "")
+    figure.savefig(path)
+
+
+def _error(probabilities: Array, targets: Array) -> float:
+    return float(np.mean(probabilities.argmax(axis=1) != targets))
+
+
+def _summary(samples: Array) -> votes.Classification:
+    found = votes.summarise(samples)
+    assert isinstance(found, votes.Classification)
+    return found
+
+
+@matplotlib.rc_context(STYLE)
+def uncertainty(
+    path: Path,
+    title: str,
+    predict: Callable[[Array], Array],
+    sample: Callable[[Array], Array],
+    points: Array,
+) -> None:
+    """Draw how uncertain a run is over the plane, three times as wide as the points.
+
+    Args:
+        title: Which run, and which part of the data set.
+        predict: From float32 points `(n, 2)` to probabilities `(n, classes)`.
+        sample: From float32 points `(n, 2)` to samples `(passes, n, classes)`.
+        points: `(n, 2)`. About 300 are drawn.
+    """
+    points = np.asarray(points, np.float32)
+    width = np.ptp(points, axis=0)
+    low, high = points.min(axis=0) - width, points.max(axis=0) + width
+    plane, extent = _plane(low, high, FAR_PIXELS)
+    alone, vote = _summary(predict(plane)[None]), _summary(sample(plane))
+    maps = {
+        "Weight scaling:\npredictive entropy": alone.entropy,
+        "Vote:\npredictive entropy": vote.entropy,
+        "Vote:\nmutual information": vote.mutual_information,
+    }
+    top = np.log(max(2, vote.mean.shape[1]))  # of the entropy
+    shown = np.random.default_rng(0).permutation(len(points))[:FAR_POINTS]
+    figure = Figure((7.2, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    for n, (panel, (name, values)) in enumerate(zip(panels, maps.items(), strict=True)):
+        most = top if n < 2 else max(values.max(), 1e-6)
+        cells = panel.imshow(
+            values.reshape(FAR_PIXELS, FAR_PIXELS), cmap="cividis", vmin=0, vmax=most,
+            extent=extent, origin="lower", aspect="auto",
+        )  # fmt: skip
+        panel.plot(*points[shown].T, "o", color="white", ms=1.8, mec="black", mew=0.3)
+        panel.set_title(name)
+        panel.set(xlabel="x", ylabel="" if n else "y")
+        panel.locator_params(nbins=5, steps=[1, 2, 5, 10])
+        bar = figure.colorbar(cells, ax=panel, location="bottom", aspect=14)
+        bar.set_label("Nats")
+        bar.ax.locator_params(nbins=4)
+    drawn = f"Points: {len(shown):,} of the {len(points):,} held out"
+    figure.suptitle(f"{_wrap(title, 80)}\n{drawn}")
+    _shape(figure, 1, (high - low)[1] / (high - low)[0])
     figure.savefig(path)
 
 

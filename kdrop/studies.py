@@ -13,10 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from kdrop import plots
-from kdrop.data import BadInput, Data
-from kdrop.experiment import Experiment, Run, load_data, network, train
+from kdrop.data import BadInput, Data, Part
+from kdrop.ensemble import sample
+from kdrop.experiment import (
+    EVALUATION_BATCH,
+    Experiment,
+    Run,
+    load_data,
+    network,
+    train,
+)
 from kdrop.export import check_writable, export
+from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
+from kdrop.voting import MEASURES, PASSES, SIZES, WAYS, vote
 
 UNFINISHED = ".unfinished"  # a folder that no model server reads
 PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
@@ -51,20 +61,27 @@ def compare(
     output: Path,
     name: str | None = None,
     resume: bool = False,
+    passes: int = PASSES,
+    vote_size: int | None = None,
     data_dir: Path | None = None,
     tensorboard: Path | None = None,
     console: Console,
 ) -> list[Path]:
-    """Train each experiment with each seed, show the table, export the best of each.
+    """Train each experiment with each seed, show the tables, export the best of each.
 
-    All experiments share one data set. Finished epochs are kept until everything is
-    exported, so that a stopped comparison can be resumed.
+    All experiments share one data set. Where a run drops, `passes` sub-networks vote
+    on the first `vote_size` examples of the test part. Finished epochs are kept until
+    everything is exported, so that a stopped comparison can be resumed.
 
     Returns:
         The exported folders, one for each experiment.
     """
     if seeds < 1:
         raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
+    if passes < 0:
+        raise BadInput(f"--passes is {passes}, but must not be below 0.")
+    if vote_size is not None and vote_size < 1:
+        raise BadInput(f"--vote-size is {vote_size}, but must be at least 1.")
     folders = [output / folder for folder in _names(experiments, name)]
     check_writable(output)
     for folder in folders:
@@ -75,6 +92,9 @@ def compare(
         for each in experiments
     ]
     data = load_data(experiments[0], data_dir)
+    voted_on = _first(
+        data.test, vote_size or SIZES.get(data.name, len(data.test.targets))
+    )
     for each in experiments:
         network(each, data)  # what cannot be built is refused before hours of training
     compared, kept = [], []
@@ -93,19 +113,25 @@ def compare(
                 log = str(tensorboard / each.key())
                 callbacks.append(_Board(recorder, log))
             try:
-                runs.append(train(each, data, unfinished, recorder, callbacks))
+                run = train(each, data, unfinished, recorder, callbacks)
             finally:
                 recorder.stop()
+            runs.append(_voted(run, voted_on, passes, console) if passes else run)
             # One model is kept in memory, however many seeds there are.
             best = Compared(runs).best
-            runs = [run if run is best else replace(run, model=None) for run in runs]
+            runs = [
+                run if run is best else replace(run, model=None, vote=None)
+                for run in runs
+            ]
         compared.append(Compared(runs))
     console.print(table(compared))
+    if (voted := vote_table(compared, passes, _part(voted_on, data))).row_count:
+        console.print(voted)
     paths = []
     for number, (each, folder) in enumerate(zip(compared, folders, strict=True)):
         note = kept[number * seeds]
         if note.exported is None:
-            note.exported = _export(each, compared, data, folder)
+            note.exported = _export(each, compared, data, folder, passes, voted_on)
         paths.append(note.exported)
     for unfinished in kept:
         unfinished.discard()
@@ -159,6 +185,57 @@ def table(compared: Sequence[Compared]) -> Table:
     return shown
 
 
+def _first(part: Part, size: int) -> Part:
+    return Part(part.inputs[:size], part.targets[:size])
+
+
+def _part(voted_on: Part, data: Data) -> str:
+    few, all_ = len(voted_on.targets), len(data.test.targets)
+    return "test set" if few == all_ else f"first {few:,} of {all_:,} test examples"
+
+
+def _voted(run: Run, part: Part, passes: int, console: Console) -> Run:
+    """The run with the vote of its sub-networks, if it drops anything."""
+    assert run.model is not None
+    test = batches(part, EVALUATION_BATCH, passes=1)
+    seed, verbose = run.experiment.seed, int(console.is_terminal)
+    found = vote(run.model, test, passes, seed, verbose)
+    if found is None:
+        return run
+    metrics = {**run.metrics, **found.metrics(part.targets)}
+    return replace(run, metrics=metrics, vote=found)
+
+
+def vote_table(compared: Sequence[Compared], passes: int, part: str) -> Table:
+    """Weight scaling beside the vote, for each experiment whose runs have one."""
+    first = compared[0].best.experiment.data
+    shown = Table(
+        title=f"{first}, {part}: weight scaling and the vote of {passes} passes",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("dropout", no_wrap=True)
+    shown.add_column("predicted by", no_wrap=True)
+    for heading in (
+        "\naccuracy %",
+        "negative log\nlikelihood",
+        "expected\ncalibration error",
+        "Brier\nscore",
+    ):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for each in compared:
+        found = [run.metrics for run in each.runs if "vote_accuracy" in run.metrics]
+        for way, words in WAYS.items() if found else ():
+            accuracy, *others = ([m[f"{way}_{n}"] for m in found] for n in MEASURES)
+            shown.add_row(
+                each.name,
+                words,
+                _spread([100 * value for value in accuracy], 2),
+                *(_spread(values, 4) for values in others),
+            )
+    return shown
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(values) == 1:
@@ -166,12 +243,21 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Path):
+def _export(
+    each: Compared,
+    compared: Sequence[Compared],
+    data: Data,
+    folder: Path,
+    passes: int,
+    voted_on: Part,
+) -> Path:
     best, test = each.best, data.test
     assert best.model is not None
 
     def draw(path):
         plots.curves(path / "curves.png", {c.name: c.best.history for c in compared})
+        if best.vote is not None:
+            _draw_vote(path, each, compared, voted_on, data)
         if test.inputs.ndim == 2:
             predictors = {c.name: _predictor(c.best.model) for c in compared}
             plots.regions(path / "regions.png", predictors, *test, data.labels)
@@ -187,6 +273,8 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         "settings": asdict(best.experiment),
         "rates": {x.name: float(x.rate) for x in places if hasattr(x, "rate")},
         "metrics": best.metrics,
+        "passes": passes,
+        "voted_on": len(voted_on.targets),
         "seeds": {run.experiment.seed: run.metrics for run in each.runs},
     }
     return export(
@@ -196,7 +284,33 @@ def _export(each: Compared, compared: Sequence[Compared], data: Data, folder: Pa
         record=record,
         history=best.history,
         draw=draw,
+        passes=passes or PASSES,
     )
+
+
+def _draw_vote(path, each: Compared, compared: Sequence[Compared], test: Part, data):
+    best, title = each.best, f"{each.name}, {_part(test, data)}"
+    assert best.vote is not None
+    found = {c.name: c.best.vote for c in compared if c.best.vote is not None}
+    plots.passes(path / "passes.png", found, test.targets)
+    forecasts = dict(zip(WAYS.values(), best.vote.ways(), strict=True))
+    plots.reliability(path / "reliability.png", title, forecasts, test.targets)
+    samples = best.vote.samples
+    if test.inputs.ndim > 2:
+        picture = path / "certainty.png"
+        plots.certainty(picture, title, *test, samples, data.labels)
+        return
+
+    def sampled(points):
+        seed, batch = best.experiment.seed, 1000
+        # One sub-network for the whole plane: no grain from point to point.
+        return sample(
+            *(best.model, points, len(samples), batch),
+            seed=seed, consistent=True, verbose=0,
+        )  # fmt: skip
+
+    predict = _predictor(best.model)
+    plots.uncertainty(path / "uncertainty.png", title, predict, sampled, test.inputs)
 
 
 class _Board(keras.callbacks.TensorBoard):

@@ -192,5 +192,8 @@ def _information(classes: np.ndarray, vote: np.ndarray) -> np.ndarray:
     the vote would count.
     """
     excess = classes - vote
-    ratio = np.where(classes > 0, excess, 0) / np.where(vote > 0, vote, 1)
-    return (classes * np.log1p(ratio) - excess).sum(axis=-1).mean(axis=0)
+    share = np.where(classes > 0, classes, 1) / np.where(classes > 0, vote, 1)
+    near = np.where(classes > 0, excess, 0) / np.where(vote > 0, vote, 1)
+    # Of a share below 1e-16, the excess is the whole vote: `log1p` is infinite there.
+    logarithm = np.where(near > -0.5, np.log1p(np.maximum(near, -0.5)), np.log(share))
+    return (classes * logarithm - excess).sum(axis=-1).mean(axis=0)

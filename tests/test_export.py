@@ -97,6 +97,21 @@ def test_samples_are_summarised(model, exported, tmp_path, memory, monkeypatch):
     assert (found["std"].numpy() > 0.01).any(axis=1).all()
 
 
+def test_mutual_information_is_finite_where_passes_are_sure(model, exported):
+    inputs, seeds = tf.constant(300 * POINTS), tf.range(7, dtype=tf.int64)
+    found = exported.signatures["sample_seeded"](inputs=inputs, seeds=seeds)
+    outputs = Stages(model).sample(
+        Stages(model).once(inputs),
+        np.tile(np.arange(7, dtype="int32"), 20),
+        0,
+        own_rows(np.arange(7), 20),
+    )
+    samples = np.reshape(outputs, (20, 7, 3))
+    assert (samples[samples > 0] < 1e-9).any()
+    expected = kdrop.summarise(samples).mutual_information
+    np.testing.assert_allclose(found["mutual_information"], expected, atol=1e-6)
+
+
 def test_seeded_samples_depend_on_a_row_s_own_seed_alone(exported):
     answer = exported.signatures["sample_seeded"]
     together = answer(inputs=tf.constant(POINTS), seeds=tf.range(7, dtype=tf.int64))

@@ -112,6 +112,49 @@ def draw_confusion(path, labels, count=20_000):
     plots.confusion(path, TITLE, pairs[0], np.where(pairs[0] < 2, *pairs), labels)
 
 
+def sampled(points, classes=3, passes=20):
+    """Passes that agree within a unit of the middle, and not beyond."""
+    noise = np.random.default_rng(5).normal(size=(passes, 1, classes))
+    far = np.clip(np.linalg.norm(points, axis=1) - 1, 0, 20)
+    scores = np.exp(np.tanh(3 * points.sum(axis=1))[:, None] * np.arange(classes))
+    scores = scores / scores.sum(axis=1, keepdims=True) * np.exp(far[:, None] * noise)
+    return scores / scores.sum(axis=-1, keepdims=True)
+
+
+def forecast(count, passes=50, classes=10):
+    """Weight scaling, samples, and targets that are drawn from their mean."""
+    generator = np.random.default_rng(6)
+    middle = generator.dirichlet(np.full(classes, 0.3), count)
+    samples = generator.gamma(20 * middle + 0.1, size=(passes, count, classes))
+    samples /= samples.sum(axis=-1, keepdims=True)
+    targets = [generator.choice(classes, p=each) for each in samples.mean(axis=0)]
+    return middle, samples, np.array(targets)
+
+
+def draw_passes(path, runs, count=400, passes=50):
+    scaled, samples, targets = forecast(count, passes)
+    shifts = enumerate(runs)
+    found = {name: (scaled, np.roll(samples, n, axis=0)) for n, name in shifts}
+    plots.passes(path, found, targets)
+
+
+def draw_reliability(path, title, count=3000):
+    scaled, samples, targets = forecast(count)
+    forecasts = {"weight scaling": scaled, "vote": samples.mean(axis=0)}
+    plots.reliability(path, title, forecasts, targets)
+
+
+def draw_uncertainty(path, title, scale=(1, 1)):
+    points = disc(1500) * np.float32(scale)
+    plots.uncertainty(path, title, lambda x: sampled(x)[0], sampled, points)
+
+
+def draw_certainty(path, count, channels, labels):
+    pixels, targets, _ = images(count, channels, len(labels))
+    samples = forecast(count, 5, len(labels))[1]
+    plots.certainty(path, TITLE, pixels, targets, samples, labels)
+
+
 CASES = {
     "curves of one epoch": lambda path: draw_curves(path, RUNS[:1], 1),
     "short curves": lambda path: draw_curves(path, RUNS[:3], 3, validation=False),
@@ -132,6 +175,17 @@ CASES = {
     "confused photographs": lambda path: draw_confusion(path, CIFAR),
     "confused long labels": lambda path: draw_confusion(path, LONG),
     "confused arms": lambda path: draw_confusion(path, ARMS),
+    "one pass": lambda path: draw_passes(path, RUNS[1:2], passes=1),
+    "passes": lambda path: draw_passes(path, RUNS),
+    "many passes": lambda path: draw_passes(path, RUNS[:2], 40, passes=1000),
+    "reliability": lambda path: draw_reliability(path, TITLE),
+    "reliability of a few": lambda path: draw_reliability(path, RUNS[2], 3),
+    "uncertainty": lambda path: draw_uncertainty(path, RUNS[2]),
+    "uncertainty of wide points": lambda path: draw_uncertainty(path, TITLE, (40, 9)),
+    "certainty of one image": lambda path: draw_certainty(path, 1, 3, CIFAR),
+    "certainty of photographs": lambda path: draw_certainty(path, 40, 3, CIFAR),
+    "certainty of drawings": lambda path: draw_certainty(path, 11, 1, list("012")),
+    "certainty of long labels": lambda path: draw_certainty(path, 40, 3, LONG),
 }
 
 
@@ -326,3 +380,81 @@ def test_confusion_cells_contrast_with_their_numbers(drawn):
         behind = luminance(drawn.pixel(panel, x - 0.42, y - 0.42))
         bright, dark = sorted([luminance(to_rgb(text.get_color())), behind])[::-1]
         assert (bright + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_passes_draw_the_vote_of_the_first_so_many(drawn):
+    scaled, samples, targets = forecast(200, 6)
+    plots.passes(drawn.path, {"a": (scaled, samples)}, targets)
+    error, loss = drawn.figure.axes
+    expected = [
+        (scores, -np.log(scores[range(200), targets]).mean())
+        for scores in [*(samples[:k].mean(axis=0) for k in range(1, 7)), scaled]
+    ]
+    wrong = [np.mean(scores.argmax(axis=1) != targets) for scores, _ in expected]
+    lost = [each for _, each in expected]
+    for panel, values in (error, wrong), (loss, lost):
+        vote, level = panel.lines
+        np.testing.assert_array_equal(vote.get_xdata(), range(1, 7))
+        np.testing.assert_allclose(vote.get_ydata(), values[:-1])
+        np.testing.assert_allclose(level.get_ydata(), values[-1])
+        assert level.is_dashed() and not vote.is_dashed()
+        assert level.get_color() == vote.get_color()
+
+
+def test_reliability_draws_bins_of_confidence(drawn):
+    sure = np.array([[0.8, 0.2]] * 10 + [[0.05, 0.95]] * 5)
+    targets = np.array([0] * 6 + [1] * 4 + [1] * 4 + [0])
+    plots.reliability(drawn.path, TITLE, {"a": sure, "b": sure[:, ::-1]}, targets)
+    above, below = drawn.figure.axes
+    diagonal, a, b = above.lines
+    np.testing.assert_array_equal(*diagonal.get_xydata().T)
+    np.testing.assert_allclose(a.get_xydata(), [[0.8, 0.6], [0.95, 0.8]])
+    np.testing.assert_allclose(b.get_xydata(), [[0.8, 0.4], [0.95, 0.2]])
+    assert [list(line.get_ydata()) for line in below.lines] == [[10, 5]] * 2
+    error = (10 * 0.2 + 5 * 0.15) / 15
+    assert f"a: calibration error {error:.3f}" in drawn.texts
+
+
+def test_uncertainty_is_where_the_passes_differ(drawn):
+    def left(points):  # sure at the left, two passes that contradict at the right
+        sure = np.broadcast_to([1.0, 0, 0], (2, len(points), 3)).copy()
+        sure[1, points[:, 0] > 0] = [0, 1, 0]
+        return sure
+
+    def below(points):
+        thirds = np.full((len(points), 3), 1 / 3)
+        thirds[points[:, 1] > 0] = [0, 0, 1]
+        return thirds
+
+    corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
+    plots.uncertainty(drawn.path, TITLE, below, left, corners)
+    panels = drawn.figure.axes[:3]
+    entropy = [([0, -2], np.log(3)), ([0, 2], 0)]
+    difference = [([2, 0], np.log(2)), ([-2, 0], 0)]
+    for panel, values in zip(panels, [entropy, difference, difference], strict=True):
+        assert panel.get_xlim() == pytest.approx((-3, 3))
+        for (x, y), value in values:
+            picture = panel.images[0]
+            row, column = ((np.array([y, x]) + 3) / 6 * plots.FAR_PIXELS).astype(int)
+            assert picture.get_array()[row, column] == pytest.approx(value)
+            colour = picture.to_rgba(value)[:3]
+            np.testing.assert_allclose(
+                drawn.pixel(panel, x + 0.2, y + 0.2), colour, atol=0.01
+            )
+        assert len(panel.lines[0].get_xdata()) == 4
+
+
+def test_certainty_orders_the_images_by_entropy(drawn):
+    pixels, targets, _ = images(40, 3, 10)
+    samples = np.full((2, 40, 10), 0.0)
+    shares = np.random.default_rng(7).permutation(np.linspace(0.2, 1, 40))
+    samples[:, range(40), targets] = shares
+    samples += (1 - shares[:, None]) / 10
+    plots.certainty(drawn.path, TITLE, pixels, targets, samples, CIFAR)
+    order = np.argsort(-shares)
+    shown = [*order[:16], *order[::-1][:16]]
+    assert len(drawn.figure.axes) == 32
+    for panel, n in zip(drawn.figure.axes, shown, strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), pixels[n])
+        share = shares[n] + (1 - shares[n]) / 10
+        assert panel.get_title() == f"{CIFAR[targets[n]]}\n✓ {share:.0%}"

@@ -23,7 +23,7 @@ from kdrop.experiment import SCHEDULES, Experiment, Run
 from kdrop.models import MODELS
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
-QUICK = "--train-size 300 --batch-size 50 --hidden 16 --epochs 4".split()
+QUICK = "--train-size 300 --batch-size 50 --hidden 16 --epochs 4 --passes 2".split()
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def test_three_runs_side_by_side(train, tmp_path, capsys):
     told = capsys.readouterr().out
     for kind in ("none", "InvertedDropout", "VanillaDropout"):
         assert f"{kind} seed 1  epoch 4/4" in told
-        (row,) = re.findall(rf"^ *{kind}  .*±.*", told, re.MULTILINE)
+        row, *voted = re.findall(rf"^ *{kind}  .*±.*", told, re.MULTILINE)
+        assert len(voted) == (0 if kind == "none" else 2)
         assert (
             len(re.findall(r"\d+\.\d ± \d+\.\d", row)) == 4
         )  # accuracies, and the gap
@@ -172,6 +173,8 @@ def test_a_missing_data_set_package_is_one_sentence(train, monkeypatch, capsys):
         (["--output", "file/models"], "file/models cannot be written"),
         (["--model", "alexnet"], "(height, width, channels)"),
         (["--seeds", "0"], "--seeds is 0"),
+        (["--passes", "-1"], "--passes is -1"),
+        (["--vote-size", "0"], "--vote-size is 0"),
         (["--epochs", "ten"], "train.py: --epochs: invalid literal for int()"),
         (["--rate", "0.1", "x"], "--rate: "),
         (["--epocs", "3"], "--epocs, 3: did you mean --epochs?"),
@@ -319,10 +322,13 @@ def test_every_model_can_be_asked_for(name):
 
 def test_a_real_cifar_run(train, tmp_path, cifar10_folder, capsys):
     arguments = "cifar10 --train-size 200 --epochs 1 --dropout VanillaDropout".split()
+    arguments += ["--vote-size", "20"]
     assert train(*arguments, "--data-dir", cifar10_folder) == 0
     path = tmp_path / "saved_models" / "cifar10-vanilla-dropout" / "1"
-    assert {"predictions.png", "confusion.png", "curves.png"} < {
-        p.name for p in path.iterdir()
+    pictures = {path.stem for path in path.glob("*.png")}
+    assert pictures == {
+        *("curves", "predictions", "confusion"),
+        *("passes", "reliability", "certainty"),
     }
     assert (path / "assets" / "labels.txt").read_text().split()[0] == "airplane"
     assert os.listdir(path / "assets.extra")

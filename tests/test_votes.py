@@ -53,6 +53,19 @@ def test_information_keeps_its_digits_where_passes_nearly_agree():
     np.testing.assert_allclose(found.mutual_information, 2 * d**2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("small", [1e-3, 1e-20, 5e-324])
+def test_information_of_a_class_that_a_pass_nearly_rules_out(small):
+    """Of two distributions p and q it is the Jensen-Shannon divergence."""
+    found = kdrop.summarise(passes([small, 1 - small], [0.5, 0.5]))
+    vote = small / 2 + 0.25
+    first = small * np.log(small / vote) + (1 - small) * np.log1p(-small)
+    first -= (1 - small) * np.log1p(-vote)
+    second = -0.5 * np.log(4 * vote * (1 - vote))
+    np.testing.assert_allclose(
+        found.mutual_information, (first + second) / 2, rtol=1e-12
+    )
+
+
 def test_a_regression_is_told_by_its_quantiles():
     samples = np.arange(101.0)[::-1, None] * np.array([1.0, -2.0])
     found = kdrop.summarise(samples, task="regression", quantiles=(0.1, 0.5))
