@@ -32,6 +32,7 @@ try:
     from rich.console import Console
 
     from kdrop.data import BadInput
+    from kdrop.devices import replicas
     from kdrop.experiment import DEFAULTS, Experiment
     from kdrop.studies import compare
 except ModuleNotFoundError as error:
@@ -55,6 +56,7 @@ class Command(Experiment):
     resume: bool = False  # go on from the last finished epoch of the same settings
     tensorboard: Path | None = None  # folder for TensorBoard's logs
     data_dir: Path | None = None  # of tensorflow-datasets
+    replicas: int | None = None  # accelerators, or processor cores, that share a batch
 
     def __post_init__(self):
         """The experiments check themselves."""
@@ -84,6 +86,7 @@ UNSAID = {
     "name": "data set and layer",
     "tensorboard": "no logs",
     "data_dir": "TFDS_DATA_DIR",
+    "replicas": "all accelerators, else one core",
 }
 for field in fields(Command):
     if field.default is None:
@@ -142,6 +145,7 @@ def main() -> int:
             resume=command.resume,
             data_dir=command.data_dir,
             tensorboard=command.tensorboard,
+            devices=replicas(command.replicas),
             console=console,
         )
     except ModuleNotFoundError as error:  # of those that are imported late

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from kdrop import plots
 from kdrop.data import BadInput, Data
-from kdrop.experiment import Experiment, Run, load_data, network, train
+from kdrop.devices import Devices
+from kdrop.experiment import ALONE, Experiment, Run, load_data, network, train
 from kdrop.export import check_writable, export
 from kdrop.progress import Recorder, Unfinished
 
@@ -53,6 +54,7 @@ def compare(
     resume: bool = False,
     data_dir: Path | None = None,
     tensorboard: Path | None = None,
+    devices: Devices = ALONE,
     console: Console,
 ) -> list[Path]:
     """Train each experiment with each seed, show the table, export the best of each.
@@ -93,7 +95,7 @@ def compare(
                 log = str(tensorboard / each.key())
                 callbacks.append(_Board(recorder, log))
             try:
-                runs.append(train(each, data, unfinished, recorder, callbacks))
+                runs.append(train(each, data, unfinished, recorder, callbacks, devices))
             finally:
                 recorder.stop()
             # One model is kept in memory, however many seeds there are.

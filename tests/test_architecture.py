@@ -15,7 +15,7 @@ GROUPS = [
     {"layers", "schedules"},
     {"stages"},
     {"ensemble", "models", "data", "plots"},
-    {"export", "pipeline", "progress"},
+    {"devices", "export", "pipeline", "progress"},
     {"experiment", "servable"},
     {"studies", "serving", "claims"},
     {"benchmark"},
