@@ -28,11 +28,12 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
 os.dup2(nowhere, 2)
 try:
+    import keras
     import tyro
     from rich.console import Console
 
+    from kdrop import devices
     from kdrop.data import BadInput
-    from kdrop.devices import replicas
     from kdrop.experiment import DEFAULTS, Experiment
     from kdrop.studies import compare
 except ModuleNotFoundError as error:
@@ -57,6 +58,10 @@ class Command(Experiment):
     tensorboard: Path | None = None  # folder for TensorBoard's logs
     data_dir: Path | None = None  # of tensorflow-datasets
     replicas: int | None = None  # accelerators, or processor cores, that share a batch
+    processes: int | None = None  # on one or several machines, with KERAS_BACKEND=jax
+    process_id: int | None = None  # which of them this is, from 0
+    coordinator: str | None = None  # host:port, of the machine of process 0
+    wait: int = 60  # seconds for all processes to come together
 
     def __post_init__(self):
         """The experiments check themselves."""
@@ -87,6 +92,9 @@ UNSAID = {
     "tensorboard": "no logs",
     "data_dir": "TFDS_DATA_DIR",
     "replicas": "all accelerators, else one core",
+    "processes": "one",
+    "process_id": "what the launcher told",
+    "coordinator": "what the launcher told",
 }
 for field in fields(Command):
     if field.default is None:
@@ -132,11 +140,30 @@ def read() -> Command:
     raise BadInput(sentence)
 
 
+def spread(command: Command) -> devices.Devices:
+    """The devices that the command asks for, on the backend that carries them."""
+    if keras.backend.backend() == "tensorflow":
+        if (command.processes or 1) > 1 or command.coordinator:
+            raise BadInput(
+                "several processes take the JAX backend: KERAS_BACKEND=jax python "
+                "train.py --processes N --process-id I --coordinator HOST:PORT"
+            )
+        return devices.replicas(command.replicas)
+    if command.replicas is not None:
+        raise BadInput(
+            "--replicas is for the TensorFlow backend: JAX takes all devices."
+        )
+    return devices.join(
+        command.processes, command.process_id, command.coordinator, command.wait
+    )
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(width=None if sys.stdout.isatty() else 132)
     try:
         command = read()
+        shared = spread(command)
         paths = compare(
             command.experiments(),
             seeds=command.seeds,
@@ -145,7 +172,7 @@ def main() -> int:
             resume=command.resume,
             data_dir=command.data_dir,
             tensorboard=command.tensorboard,
-            devices=replicas(command.replicas),
+            devices=shared,
             console=console,
         )
     except ModuleNotFoundError as error:  # of those that are imported late
@@ -157,6 +184,11 @@ def main() -> int:
     except OSError as error:  # a full disk, say
         print(f"train.py: {error}; --resume goes on from there", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not devices.lost(error):
+            raise
+        print(f"train.py: {devices.ENDED}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("Stopped. The same command with --resume goes on.", file=sys.stderr)
         return 130
@@ -166,4 +198,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:  # at once: JAX would wait for the other processes
+        sys.stdout.flush()
+        os._exit(code)

@@ -283,6 +283,8 @@ def _train(experiment, data, unfinished, recorder, callbacks, devices):
     settings = experiment.resolved()
     if devices.count > 1 and settings.jit_compile:
         raise BadInput("--jit-compile works on one device only: take --replicas 1.")
+    # JAX wants the same values in all processes, those that are to be replaced too.
+    keras.utils.set_random_seed(settings.seed)
     model, history = unfinished.load()
     model = _synchronised(model or build(settings, data))
     scheduled = _scheduled(settings, data, model)

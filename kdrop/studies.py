@@ -1,7 +1,9 @@
 """Many runs into one table and one figure."""
 
 import contextlib
+import shutil
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,8 +65,13 @@ def compare(
     exported, so that a stopped comparison can be resumed.
 
     Returns:
-        The exported folders, one for each experiment.
+        The exported folders, one for each experiment; of several processes, only the
+        first exports.
     """
+    devices.agree(_asked(experiments, seeds, resume, devices))
+    if devices.process:  # only the first has anything to show or to leave behind
+        console, tensorboard = Console(quiet=True), None
+        output = Path(tempfile.mkdtemp(prefix="kdrop-"))
     if seeds < 1:
         raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
     folders = [output / folder for folder in _names(experiments, name)]
@@ -89,6 +96,8 @@ def compare(
                 console.print(f"{label}  nothing to resume with these settings")
             if not resume and unfinished.discard():
                 console.print(f"{label}  starts anew: --resume would have gone on")
+            if resume:
+                devices.hand_out(unfinished.folder)
             kept.append(unfinished)
             recorder, callbacks = Recorder(console, label), []
             if tensorboard is not None:
@@ -102,6 +111,9 @@ def compare(
             best = Compared(runs).best
             runs = [run if run is best else replace(run, model=None) for run in runs]
         compared.append(Compared(runs))
+    if devices.process:
+        shutil.rmtree(output)
+        return []
     console.print(table(compared))
     paths = []
     for number, (each, folder) in enumerate(zip(compared, folders, strict=True)):
@@ -114,6 +126,15 @@ def compare(
     with contextlib.suppress(OSError):  # another run's may be there
         (output / UNFINISHED).rmdir()
     return paths
+
+
+def _asked(experiments, seeds, resume, devices) -> dict[str, str]:
+    """What all processes have to be asked alike."""
+    settings = [asdict(experiment.resolved()) for experiment in experiments]
+    asked = {"processes": devices.processes, "seeds": seeds, "resume": resume}
+    for name in settings[0]:
+        asked[name] = ", ".join(dict.fromkeys(str(each[name]) for each in settings))
+    return asked
 
 
 def _names(experiments: Sequence[Experiment], name: str | None) -> list[str]:

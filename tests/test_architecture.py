@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kdrop"
 GROUPS = [
-    {"reference", "bits", "votes"},
+    {"reference", "bits", "votes", "watch"},
     {"kernels"},
     {"connections"},
     {"layers", "schedules"},
