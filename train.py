@@ -6,6 +6,11 @@ python train.py cifar10 --dropout InvertedDropout --rate 0.5 --epochs 40 --seed 
 python train.py --schedule early           # drop in the first sixth of training only
 python train.py --seeds 5                  # mean and deviation over five seeds
 python train.py --resume                   # go on after a stop
+python train.py cifar10 --replicas 2       # two devices of this machine
+
+On two machines, of which the first is called here `first`, the same on both but for I:
+
+KERAS_BACKEND=jax python train.py --processes 2 --process-id I --coordinator first:9876
 """
 
 import contextlib

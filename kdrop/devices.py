@@ -201,6 +201,12 @@ def lost(error: BaseException | None) -> bool:
         if "Gloo" in str(error):
             return True
         error = error.__cause__ or error.__context__
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.distributed.is_initialized():
+            # It may yet be so: JAX then aborts this process, and `watch.py` tells why.
+            time.sleep(HEARTBEAT_SECONDS + 5)
     return False
 
 

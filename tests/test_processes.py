@@ -181,8 +181,8 @@ with shared.scope():
     ones = jax.make_array_from_process_local_data(layout.backend_layout, ones)
     state = model.trainable_variables, model.non_trainable_variables
     values = [[v.value for v in kind] for kind in state]
-    step = jax.jit(lambda *state: model.stateless_call(*state, ones, training=True)[0])
-    mask = process_allgather(step(*values), tiled=True)
+    step = jax.jit(lambda *given: model.stateless_call(*given, training=True)[0])
+    mask = process_allgather(step(*values, ones), tiled=True)
     np.save(f"mask-{process}.npy", mask)
 """
 
