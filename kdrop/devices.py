@@ -67,11 +67,12 @@ class Devices:
 
     def from_first(self, content: bytes) -> bytes:
         """The first process's content, in all of them."""
-        from jax.experimental.multihost_utils import broadcast_one_to_all
+        from jax.experimental import multihost_utils  # ty: ignore[import-not-found]
 
-        size = int(broadcast_one_to_all(np.array(len(content))))
+        broadcast = multihost_utils.broadcast_one_to_all
+        size = int(broadcast(np.array(len(content))))
         padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
-        return np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+        return np.asarray(broadcast(padded)).astype(np.uint8).tobytes()
 
     def hand_out(self, folder: Path) -> None:
         """Copy a run's folder of the first process to the others."""
@@ -92,9 +93,9 @@ class Devices:
 
 
 def _gathered(value: np.ndarray) -> np.ndarray:
-    from jax.experimental.multihost_utils import process_allgather
+    from jax.experimental import multihost_utils  # ty: ignore[import-not-found]
 
-    return np.asarray(process_allgather(value))
+    return np.asarray(multihost_utils.process_allgather(value))
 
 
 def replicas(count: int | None = None) -> Devices:
@@ -155,7 +156,7 @@ def join(
     Raises:
         BadInput: An argument that is not as said, or the coordinator is not there.
     """
-    import jax
+    import jax  # ty: ignore[import-not-found]
 
     coordinator = coordinator or _variable("coordinator")
     if coordinator:  # else the variables may be meant for another program
@@ -202,7 +203,7 @@ def lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     if keras.backend.backend() == "jax":
-        import jax
+        import jax  # ty: ignore[import-not-found]
 
         if jax.distributed.is_initialized():
             # It may yet be so: JAX then aborts this process, and `watch.py` tells why.
