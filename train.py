@@ -7,6 +7,11 @@ python train.py --schedule early           # drop in the first sixth of training
 python train.py --passes 200               # more sub-networks vote on the test set
 python train.py --seeds 5                  # mean and deviation over five seeds
 python train.py --resume                   # go on after a stop
+python train.py cifar10 --replicas 2       # two devices of this machine
+
+On two machines, of which the first is called here `first`, the same on both but for I:
+
+KERAS_BACKEND=jax python train.py --processes 2 --process-id I --coordinator first:9876
 """
 
 import contextlib
@@ -29,9 +34,11 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
 os.dup2(nowhere, 2)
 try:
+    import keras
     import tyro
     from rich.console import Console
 
+    from kdrop import devices
     from kdrop.data import BadInput
     from kdrop.experiment import DEFAULTS, Experiment
     from kdrop.studies import compare
@@ -58,6 +65,11 @@ class Command(Experiment):
     resume: bool = False  # go on from the last finished epoch of the same settings
     tensorboard: Path | None = None  # folder for TensorBoard's logs
     data_dir: Path | None = None  # of tensorflow-datasets
+    replicas: int | None = None  # accelerators, or processor cores, that share a batch
+    processes: int | None = None  # on one or several machines, with KERAS_BACKEND=jax
+    process_id: int | None = None  # which of them this is, from 0
+    coordinator: str | None = None  # host:port, of the machine of process 0
+    wait: int = 60  # seconds for all processes to come together
 
     def __post_init__(self):
         """The experiments check themselves."""
@@ -88,6 +100,10 @@ UNSAID = {
     "name": "data set and layer",
     "tensorboard": "no logs",
     "data_dir": "TFDS_DATA_DIR",
+    "replicas": "all accelerators, else one core",
+    "processes": "one",
+    "process_id": "what the launcher told",
+    "coordinator": "what the launcher told",
 }
 for field in fields(Command):
     if field.default is None:
@@ -133,11 +149,30 @@ def read() -> Command:
     raise BadInput(sentence)
 
 
+def spread(command: Command) -> devices.Devices:
+    """The devices that the command asks for, on the backend that carries them."""
+    if keras.backend.backend() == "tensorflow":
+        if (command.processes or 1) > 1 or command.coordinator:
+            raise BadInput(
+                "several processes take the JAX backend: KERAS_BACKEND=jax python "
+                "train.py --processes N --process-id I --coordinator HOST:PORT"
+            )
+        return devices.replicas(command.replicas)
+    if command.replicas is not None:
+        raise BadInput(
+            "--replicas is for the TensorFlow backend: JAX takes all devices."
+        )
+    return devices.join(
+        command.processes, command.process_id, command.coordinator, command.wait
+    )
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     console = Console(width=None if sys.stdout.isatty() else 132)
     try:
         command = read()
+        shared = spread(command)
         paths = compare(
             command.experiments(),
             seeds=command.seeds,
@@ -148,6 +183,7 @@ def main() -> int:
             vote_size=command.vote_size,
             data_dir=command.data_dir,
             tensorboard=command.tensorboard,
+            devices=shared,
             console=console,
         )
     except ModuleNotFoundError as error:  # of those that are imported late
@@ -159,6 +195,11 @@ def main() -> int:
     except OSError as error:  # a full disk, say
         print(f"train.py: {error}; --resume goes on from there", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not devices.lost(error):
+            raise
+        print(f"train.py: {devices.ENDED}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("Stopped. The same command with --resume goes on.", file=sys.stderr)
         return 130
@@ -168,4 +209,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:  # at once: JAX would wait for the other processes
+        sys.stdout.flush()
+        os._exit(code)

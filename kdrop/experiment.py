@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from kdrop import layers, schedules
 from kdrop.data import SETS, BadInput, Data, Part, check_choice, load
+from kdrop.devices import Devices
 from kdrop.models import MODELS
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
@@ -25,6 +26,7 @@ REPORT_STEPS = 100  # about so many optimiser steps, or an epoch, from line to l
 EVALUATION_BATCH = 500
 # Steps that one call of the training function takes, at most: they share a rate.
 EXECUTION_STEPS, SCHEDULED_STEPS = 50, 5
+ALONE = Devices()
 
 # Of the rate that the network or --rate gives to a place.
 SCHEDULES: dict[str, Callable[[float], Schedule]] = {
@@ -253,11 +255,12 @@ def build(experiment: Experiment, data: Data) -> keras.Model:
     model.compile(
         optimizer=keras.optimizers.Adam(schedule),
         loss="sparse_categorical_crossentropy",
-        metrics=[
+        weighted_metrics=[
             "accuracy",
             keras.metrics.SparseCategoricalCrossentropy(name="data_loss"),
         ],
-        jit_compile=settings.jit_compile,
+        # Without it Keras runs each operation of JAX by itself.
+        jit_compile=settings.jit_compile or keras.backend.backend() == "jax",
     )
     return model
 
@@ -268,12 +271,25 @@ def train(
     unfinished: Unfinished,
     recorder: Recorder,
     callbacks: Iterable[keras.callbacks.Callback] = (),
+    devices: Devices = ALONE,
 ) -> Run:
     """Train the experiment's network, or go on with what `unfinished` holds of it."""
+    with devices.scope():
+        run = _train(experiment, data, unfinished, recorder, callbacks, devices)
+    if devices.count == 1:
+        return run
+    # As a model of one device, which the file of the last epoch makes of it.
+    return replace(run, model=_synchronised(unfinished.load()[0]))
+
+
+def _train(experiment, data, unfinished, recorder, callbacks, devices):
     settings = experiment.resolved()
+    if devices.count > 1 and settings.jit_compile:
+        raise BadInput("--jit-compile works on one device only: take --replicas 1.")
+    # JAX wants the same values in all processes, those that are to be replaced too.
+    keras.utils.set_random_seed(settings.seed)
     model, history = unfinished.load()
-    if model is None:
-        model = build(settings, data)
+    model = _synchronised(model or build(settings, data))
     scheduled = _scheduled(settings, data, model)
     recorder.begin(settings.epochs, history, unfinished, list(scheduled))
     validates = len(data.validation.targets) > 0
@@ -289,6 +305,8 @@ def train(
             continue
         recorder.report_every(passes, passes * steps)
         together = SCHEDULED_STEPS if scheduled else EXECUTION_STEPS
+        if devices.count > 1:  # Keras's loop over steps fails under a strategy
+            together = 1
         model.steps_per_execution = _largest_divisor(passes * steps, together)
         model.train_function = model.test_function = None  # made for another number
         model.fit(
@@ -299,11 +317,12 @@ def train(
                 shuffle_seed=settings.seed,
                 mirror=settings.mirror,
                 shift=settings.shift,
+                **devices.share,
             ),
             steps_per_epoch=passes * steps,
             initial_epoch=(done - start) // passes,
             epochs=(end - start) // passes,
-            validation_data=_whole(data.validation) if validates else None,
+            validation_data=_whole(data.validation, devices) if validates else None,
             callbacks=[
                 *(
                     RateSchedule(
@@ -318,7 +337,19 @@ def train(
             verbose=0,
         )
         done = end
-    return Run(settings, model, recorder.history, evaluate(model, data, recorder))
+    metrics = evaluate(model, data, recorder, devices)
+    return Run(settings, model, recorder.history, metrics)
+
+
+def _synchronised(model: Any) -> Any:
+    """Let replicas normalise by the statistics of the global batch.
+
+    JAX does so of itself, and refuses models that ask for it.
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = tf.distribute.has_strategy()
+    return model
 
 
 def _scheduled(settings: Any, data: Data, model: keras.Model) -> dict[Any, Schedule]:
@@ -339,20 +370,22 @@ def _stretch(schedule: Schedule, start: int, end: int, epochs: int) -> Schedule:
     return lambda progress: schedule((start + (end - start) * progress) / epochs)
 
 
-def evaluate(model, data, recorder) -> dict[str, float]:
+def evaluate(model, data, recorder, devices=ALONE) -> dict[str, float]:
     """Accuracy and data loss at inference on each part that has examples."""
     metrics = {}
     for name in ("train", "validation", "test"):
         part = getattr(data, name)
         if len(part.targets):
-            found = model.evaluate(_whole(part), verbose=0, return_dict=True)
+            found = model.evaluate(_whole(part, devices), verbose=0, return_dict=True)
             metrics[f"{name}_accuracy"] = found["accuracy"]
             metrics[f"{name}_loss"] = found["data_loss"]
     return {**metrics, "seconds": recorder.history["seconds"][-1]}
 
 
-def _whole(part: Part) -> tf.data.Dataset:
-    return batches(part, EVALUATION_BATCH, passes=1)
+def _whole(part: Part, devices: Devices) -> tf.data.Dataset:
+    examples = batches(part, EVALUATION_BATCH, passes=1, **devices.share)
+    # Every example counts as one, and a repeated one as none.
+    return examples.map(lambda x, y, *weights: (x, y, *map(tf.sign, weights)))
 
 
 def _steps(settings: Any, part: Part) -> int:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,6 +117,9 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
 
 
 def _write_saved_model(model, path: Path, passes: int, task: str) -> None:
+    if keras.backend.backend() != "tensorflow":
+        _write_on_tensorflow(model, path, passes, task)
+        return
     shape, dtype = model.inputs[0].shape, model.inputs[0].dtype
     inputs = tf.TensorSpec((None, *shape[1:]), dtype, name="inputs")
     seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
@@ -222,6 +226,24 @@ def _samples(stages, passes, most, inputs, seeds):
     return tf.reshape(samples, (-1, batch, *samples.shape[2:]))[:passes]
 
 
+def _write_on_tensorflow(model, path: Path, passes: int, task: str) -> None:
+    """The same by a process of the TensorFlow backend, to which the model goes."""
+    file = path / "model.keras"
+    model.save(file)
+    places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]
+    # The accelerators belong to this process, and tracing needs none.
+    variables = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+    found = subprocess.run(
+        [sys.executable, "-m", "kdrop.export", file, path, str(passes), task],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    if found.returncode:
+        raise RuntimeError(f"The TensorFlow backend did not export: {found.stderr}")
+
+
 def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -288,3 +310,9 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+if __name__ == "__main__":  # as `_write_on_tensorflow` calls it
+    file, folder, passes, task = sys.argv[1:]
+    trained = keras.models.load_model(file, compile=False)
+    _write_saved_model(trained, Path(folder), int(passes), task)

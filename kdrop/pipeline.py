@@ -20,8 +20,16 @@ def batches(
     shuffle_seed: int | None = None,
     mirror: bool = False,
     shift: int = 0,
+    devices: int = 1,
+    process: int = 0,
+    processes: int = 1,
 ) -> tf.data.Dataset:
     """Pairs of a float32 batch of inputs and its int32 targets, pass after pass.
+
+    Where the examples of a batch cannot be shared out evenly among the devices, the
+    last is repeated, and the batches are triples, with a weight for each example: 0
+    for repeated ones, and such that the mean of the weighted losses is the mean over
+    the others.
 
     The order of the examples and what augmentation does to each are functions of
     (`shuffle_seed`, pass, example) alone, so that a pipeline that starts at
@@ -34,6 +42,9 @@ def batches(
         shuffle_seed: Shuffles each pass anew; the order of the part if `None`.
         mirror: Mirror half of the images, left to right.
         shift: Shift images by up to so many pixels each way, the border reflected.
+        devices: How many devices share a batch, over all processes.
+        process: The process whose rows of each batch are to be read.
+        processes: How many processes share a batch, with as many devices each.
 
     Raises:
         BadInput: A batch of none, a shift that is not one within the image, or
@@ -52,6 +63,8 @@ def batches(
         raise BadInput(f"The shift is {shift}, but must be from 0 to below the side.")
     if augment and shuffle_seed is None:
         raise ValueError("mirror and shift take a shuffle_seed.")
+    sizes = min(batch_size, count), count % batch_size
+    uneven = any(size % devices for size in sizes)
     with tf.device("CPU:0"):  # tf.data works there
         inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
 
@@ -64,12 +77,20 @@ def batches(
             moves = _moves(count, tf.random.fold_in(seed, 1), mirror, shift)
 
         def batch(start):
-            chosen = order[start : start + batch_size]
+            size = tf.minimum(count - start, batch_size)
+            whole = -(-size // devices) * devices
+            own = whole // processes
+            place = process * own + tf.range(own)
+            chosen = tf.gather(order, start + tf.minimum(place, size - 1))
             if augment:
                 values = _moved(inputs, chosen, tf.gather(moves, chosen))
             else:
                 values = tf.gather(inputs, chosen)
-            return tf.cast(values, tf.float32), tf.gather(targets, chosen)
+            given = tf.cast(values, tf.float32), tf.gather(targets, chosen)
+            if not uneven:
+                return given
+            weight = tf.cast(whole / size, tf.float32)
+            return *given, tf.where(place < size, weight, 0.0)
 
         return tf.data.Dataset.range(0, count, batch_size).map(batch)
 

@@ -1,7 +1,9 @@
 """Many runs into one table and one figure."""
 
 import contextlib
+import shutil
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +16,10 @@ from rich.table import Table
 
 from kdrop import plots
 from kdrop.data import BadInput, Data, Part
+from kdrop.devices import Devices
 from kdrop.ensemble import sample
 from kdrop.experiment import (
+    ALONE,
     EVALUATION_BATCH,
     Experiment,
     Run,
@@ -65,6 +69,7 @@ def compare(
     vote_size: int | None = None,
     data_dir: Path | None = None,
     tensorboard: Path | None = None,
+    devices: Devices = ALONE,
     console: Console,
 ) -> list[Path]:
     """Train each experiment with each seed, show the tables, export the best of each.
@@ -74,8 +79,13 @@ def compare(
     everything is exported, so that a stopped comparison can be resumed.
 
     Returns:
-        The exported folders, one for each experiment.
+        The exported folders, one for each experiment; of several processes, only the
+        first exports.
     """
+    devices.agree(_asked(experiments, seeds, resume, devices))
+    if devices.process:  # only the first has anything to show or to leave behind
+        console, tensorboard = Console(quiet=True), None
+        output = Path(tempfile.mkdtemp(prefix="kdrop-"))
     if seeds < 1:
         raise BadInput(f"--seeds is {seeds}, but must be at least 1.")
     if passes < 0:
@@ -107,16 +117,20 @@ def compare(
                 console.print(f"{label}  nothing to resume with these settings")
             if not resume and unfinished.discard():
                 console.print(f"{label}  starts anew: --resume would have gone on")
+            if resume:
+                devices.hand_out(unfinished.folder)
             kept.append(unfinished)
             recorder, callbacks = Recorder(console, label), []
             if tensorboard is not None:
                 log = str(tensorboard / each.key())
                 callbacks.append(_Board(recorder, log))
             try:
-                run = train(each, data, unfinished, recorder, callbacks)
+                run = train(each, data, unfinished, recorder, callbacks, devices)
             finally:
                 recorder.stop()
-            runs.append(_voted(run, voted_on, passes, console) if passes else run)
+            # What several processes share cannot be computed by the first alone.
+            votes = passes and devices.processes == 1
+            runs.append(_voted(run, voted_on, passes, console) if votes else run)
             # One model is kept in memory, however many seeds there are.
             best = Compared(runs).best
             runs = [
@@ -124,6 +138,9 @@ def compare(
                 for run in runs
             ]
         compared.append(Compared(runs))
+    if devices.process:
+        shutil.rmtree(output)
+        return []
     console.print(table(compared))
     if (voted := vote_table(compared, passes, _part(voted_on, data))).row_count:
         console.print(voted)
@@ -138,6 +155,15 @@ def compare(
     with contextlib.suppress(OSError):  # another run's may be there
         (output / UNFINISHED).rmdir()
     return paths
+
+
+def _asked(experiments, seeds, resume, devices) -> dict[str, str]:
+    """What all processes have to be asked alike."""
+    settings = [asdict(experiment.resolved()) for experiment in experiments]
+    asked = {"processes": devices.processes, "seeds": seeds, "resume": resume}
+    for name in settings[0]:
+        asked[name] = ", ".join(dict.fromkeys(str(each[name]) for each in settings))
+    return asked
 
 
 def _names(experiments: Sequence[Experiment], name: str | None) -> list[str]:

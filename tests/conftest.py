@@ -10,7 +10,15 @@ import tensorflow as tf
 # What is to hold on every backend; the rest is of TensorFlow.
 EVERYWHERE = {
     f"test_{name}.py"
-    for name in ("bits", "ensemble", "kernels", "layers", "schedules", "votes")
+    for name in (
+        "bits",
+        "ensemble",
+        "kernels",
+        "layers",
+        "processes",
+        "schedules",
+        "votes",
+    )
 }
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.glob("test_*.py")

@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kdrop"
 GROUPS = [
-    {"reference", "bits", "votes"},
+    {"reference", "bits", "votes", "watch"},
     {"kernels"},
     {"connections"},
     {"layers", "schedules"},
     {"stages"},
     {"ensemble", "models", "data", "plots"},
-    {"export", "pipeline", "progress", "voting"},
+    {"devices", "export", "pipeline", "progress", "voting"},
     {"experiment", "servable"},
     {"studies", "serving", "claims"},
     {"benchmark"},
