@@ -314,6 +314,89 @@ def _products(per_example) -> Variants:
     }
 
 
+def _vote(build, shape) -> Variants:
+    """50 passes over a batch of 256: by calls of the model, and by `kdrop.sample`."""
+    import tensorflow as tf
+
+    model = build()
+    sampler, inputs = kdrop.Sampler(model), tf.random.stateless_normal(shape, (0, 0))
+    call = tf.function(sampler, autograph=False)
+    in_one_graph = tf.function(
+        lambda x: tf.map_fn(
+            lambda _: sampler(x), tf.range(50), fn_output_signature="float32"
+        ),
+        autograph=False,
+    )
+
+    def timed(work):
+        def measure():
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+
+        return measure
+
+    return {
+        "50 calls": timed(lambda: [call(inputs).numpy() for _ in range(50)]),
+        "50 calls in one graph": timed(lambda: in_one_graph(inputs).numpy()),
+        "kdrop.sample": timed(
+            lambda: kdrop.sample(model, inputs, passes=50, verbose=0)
+        ),
+    }
+
+
+def _serving() -> Variants:
+    """Requests over the loopback to a server in a process of its own."""
+    import atexit
+    import threading
+
+    import httpx
+    import tensorflow as tf
+
+    from kdrop.export import export
+
+    folder = tempfile.TemporaryDirectory()
+    path = export(
+        kdrop.models.spiral_mlp(), Path(folder.name) / "spiral", labels=("a", "b", "c")
+    )
+    serve = tf.saved_model.load(str(path)).signatures["serve"]
+    command = [sys.executable, "-m", "kdrop.serving", str(path.parent), "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    atexit.register(server.terminate)
+    assert server.stderr is not None
+    address = next(line.split()[-1] for line in server.stderr if " at http" in line)
+    threading.Thread(target=server.stderr.read, daemon=True).start()  # it never blocks
+    transport = httpx.HTTPTransport(retries=9)
+    client = httpx.Client(base_url=address, transport=transport, timeout=60)
+    request = {"signature_name": "serve", "instances": [[0.1, 0.2]]}
+
+    def alone(calls):
+        for _ in range(calls):
+            serve(inputs=tf.constant(request["instances"]))["probabilities"].numpy()
+
+    def ask(calls):
+        for _ in range(calls):
+            client.post("/v1/models/spiral:predict", json=request).raise_for_status()
+
+    def timed(work, threads, calls=1000):
+        running = [
+            threading.Thread(target=work, args=(calls // threads,))
+            for _ in range(threads)
+        ]
+        start = time.perf_counter()
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        return (time.perf_counter() - start) / calls
+
+    return {
+        "the SavedModel in its process": lambda: timed(alone, 1),
+        "kdrop.serving, 1 client": lambda: timed(ask, 1),
+        "kdrop.serving, 4 clients": lambda: timed(ask, 4),
+    }
+
+
 KERAS = (RIVAL, "keras GaussianDropout", "keras AlphaDropout")
 OURS = (
     DROPOUT, "VanillaDropout", "GaussianDropout", "UniformDropout", "AlphaDropout",
@@ -413,6 +496,32 @@ CLAIMS = {
         "keras Dense",
         functools.partial(_products, False),
         {"DropConnectDense": 1.5},
+    ),
+    "vote classifier": Claim(
+        "50 passes of alexnet32 with dropout in its classifier, 256 images",
+        "50 calls",
+        functools.partial(
+            _vote,
+            lambda: kdrop.models.alexnet32(kdrop.InvertedDropout, (0, 0, 0, 0.5)),
+            (256, 32, 32, 3),
+        ),
+        {"kdrop.sample": 1 / 15},
+        rounds=1,
+    ),
+    "vote mlp": Claim(
+        "50 passes of mnist_mlp, 256 images",
+        "50 calls in one graph",
+        functools.partial(
+            _vote,
+            lambda: kdrop.models.mnist_mlp(kdrop.InvertedDropout),
+            (256, 28, 28, 1),
+        ),
+        {"kdrop.sample": 1.0},
+    ),
+    "serving": Claim(
+        "an answer of the spiral's model, one point",
+        "the SavedModel in its process",
+        _serving,
     ),
     **dict(_sizes()),
     **{

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from family import (
     BACKEND,
+    DROPPING,
     FAMILY,
     assert_close,
     assert_frequency,
@@ -37,10 +38,22 @@ from kdrop import bits
 # Promise 1: the exact rate
 
 
-@every_dropping_layer
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.5, 0.999])
-def test_dropped_fraction_is_the_rate_in_every_dtype(case, dtype, rate):
+# Those whose thresholds or constants are made in ways of their own.
+WAYS = ("InvertedDropout", "AlphaDropout", "DropBlock2D", "StochasticDepth")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "rate"),
+    [
+        (name, dtype, rate)
+        for name in DROPPING
+        for dtype in ("float64", "float32", "bfloat16", "float16")
+        for rate in (1e-3, 0.1, 0.5, 0.999)
+        if name in WAYS or (dtype, rate) == ("bfloat16", 0.1)
+    ],
+)
+def test_dropped_fraction_is_the_rate_in_every_dtype(name, dtype, rate):
+    case = DROPPING[name]
     if BACKEND == "jax" and dtype == "float64":
         pytest.skip("JAX has no float64 unless it is asked for")
     if case.exact:
