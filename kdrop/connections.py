@@ -190,6 +190,6 @@ def _gradients(function, args, upstream):
             tape.watch(args)
             outputs = function(*args)
         return tape.gradient(outputs, args, upstream)
-    import jax  # ty: ignore[import-not-found]
+    import jax
 
     return jax.vjp(function, *args)[1](upstream)

@@ -67,7 +67,7 @@ class Devices:
 
     def from_first(self, content: bytes) -> bytes:
         """The first process's content, in all of them."""
-        from jax.experimental import multihost_utils  # ty: ignore[import-not-found]
+        from jax.experimental import multihost_utils
 
         broadcast = multihost_utils.broadcast_one_to_all
         size = int(broadcast(np.array(len(content))))
@@ -93,7 +93,7 @@ class Devices:
 
 
 def _gathered(value: np.ndarray) -> np.ndarray:
-    from jax.experimental import multihost_utils  # ty: ignore[import-not-found]
+    from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(value))
 
@@ -156,7 +156,7 @@ def join(
     Raises:
         BadInput: An argument that is not as said, or the coordinator is not there.
     """
-    import jax  # ty: ignore[import-not-found]
+    import jax
 
     coordinator = coordinator or _variable("coordinator")
     if coordinator:  # else the variables may be meant for another program
@@ -203,7 +203,7 @@ def lost(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     if keras.backend.backend() == "jax":
-        import jax  # ty: ignore[import-not-found]
+        import jax
 
         if jax.distributed.is_initialized():
             # It may yet be so: JAX then aborts this process, and `watch.py` tells why.

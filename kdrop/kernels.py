@@ -348,7 +348,7 @@ def compiled(function, of, *static):
 
         return tf.function(function, jit_compile=True, autograph=False)
     if keras.backend.backend() == "jax":
-        import jax  # ty: ignore[import-not-found]
+        import jax
 
         return jax.jit(function)
     return function

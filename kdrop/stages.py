@@ -245,7 +245,7 @@ class JaxGraph:
     """The same for JAX, where it is compiled for each number of rows."""
 
     def __init__(self, function, model):
-        import jax  # ty: ignore[import-not-found]
+        import jax
 
         self._variables = model.variables
 
@@ -260,7 +260,7 @@ class JaxGraph:
         return self._compiled(self._values(), *structures)
 
     def row_bytes(self, *structures):
-        import jax  # ty: ignore[import-not-found]
+        import jax
 
         one = tree.map_structure(
             lambda x: x[:1] if getattr(x, "shape", ()) else x, structures
