@@ -25,9 +25,12 @@ QUICK = (
     "--batch-size 101 --epochs 120"
 ).split()
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax") is None, reason="needs JAX"
-)
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX"),
+    pytest.mark.skipif(
+        not os.environ.get("CI_FULL"), reason="minutes of processes: CI_FULL=1"
+    ),
+]
 
 
 @pytest.fixture
