@@ -22,8 +22,8 @@ def _u32(value):
 
 
 def _rotate(word, bits):
-    left = ops.left_shift(word, _u32(bits))
-    return ops.bitwise_or(left, ops.right_shift(word, _u32(32 - bits)))
+    left = ops.left_shift(word, np.uint32(bits))
+    return ops.bitwise_or(left, ops.right_shift(word, np.uint32(32 - bits)))
 
 
 def threefry(key, counter):
@@ -46,7 +46,7 @@ def threefry(key, counter):
             first = first + second
             second = ops.bitwise_xor(_rotate(second, bits), first)
         first = first + schedule[(group + 1) % 3]
-        second = second + schedule[(group + 2) % 3] + _u32(group + 1)
+        second = second + schedule[(group + 2) % 3] + np.uint32(group + 1)
     return first, second
 
 
@@ -55,11 +55,11 @@ def _finalise(word):
 
     Reference: Wellons, "Prospecting for hash functions", 2018 (`lowbias32`)
     """
-    word = ops.bitwise_xor(word, ops.right_shift(word, _u32(16)))
+    word = ops.bitwise_xor(word, ops.right_shift(word, np.uint32(16)))
     word = word * np.uint32(0x7FEB352D)
-    word = ops.bitwise_xor(word, ops.right_shift(word, _u32(15)))
+    word = ops.bitwise_xor(word, ops.right_shift(word, np.uint32(15)))
     word = word * np.uint32(0x846CA68B)
-    return ops.bitwise_xor(word, ops.right_shift(word, _u32(16)))
+    return ops.bitwise_xor(word, ops.right_shift(word, np.uint32(16)))
 
 
 def fold(seed, salt, draw):

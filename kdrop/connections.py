@@ -12,7 +12,7 @@ from keras import ops
 
 from kdrop import bits, kernels
 
-_UNROLLED = 16  # terms of a sum for each pass over the result
+_UNROLLED = 4  # terms of a sum for each pass over the result: with more, XLA is slower
 
 
 def connect(inputs, weights, draw, rows):
