@@ -332,7 +332,7 @@ def _vote(name, *rivals, **settings) -> Variants:
 
     @tf.function(autograph=False)
     def suffixes(inputs):
-        shared, rows = stages.once(inputs), tf.range(len(inputs))
+        shared, rows = stages.once(inputs), tf.range(shape[0])
 
         def suffix(number):
             names = tf.stack([tf.fill(rows.shape, number), rows], axis=1)
