@@ -41,7 +41,21 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 }
 # Layers for feature maps, with what else they need: the places behind dense layers
 # take InvertedDropout then.
-MAPS = {"SpatialDropout2D": {}, "DropBlock2D": {"block_size": 3}}
+MAPS = {
+    "SpatialDropout2D": {},
+    "DropBlock2D": {"block_size": 3},
+    "DropConnectConv2D": {},
+}
+# What the others drop that no network of `models` has.
+FOREIGN = {
+    "DropPath": "residual branches",
+    "StochasticDepth": "residual branches",
+    "TokenDropout": "tokens",
+    "SpatialDropout1D": "the channels of sequences",
+    "DropBlock1D": "parts of sequences",
+    "SpatialDropout3D": "the channels of volumes",
+    "DropBlock3D": "parts of volumes",
+}
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,11 @@ def load_data(experiment: Experiment, folder: Path | None = None) -> Data:
 def network(experiment: Experiment, data: Data) -> keras.Model:
     """The experiment's network before training, not compiled."""
     settings = experiment.resolved()
+    if settings.dropout in FOREIGN:
+        raise BadInput(
+            f"{settings.dropout} drops {FOREIGN[settings.dropout]}, which no network "
+            "here has: it is for models of your own."
+        )
     said = {
         name: getattr(settings, name)
         for name in ("input_rate", "hidden", "max_norm")
@@ -212,8 +231,9 @@ def _dropouts(name: str, examples: int) -> dict[str, Any]:
         return {}
     layer = getattr(layers, name)
     if name in MAPS:
+        place = "convolution" if name == "DropConnectConv2D" else "dropout"
         dense = layers.InvertedDropout
-        return {"dropout": partial(layer, **MAPS[name]), "dense_dropout": dense}
+        return {place: partial(layer, **MAPS[name]), "dense_dropout": dense}
     if name == "DropConnectDense":
         return {"dense": layer}
     # The first argument of the others is not a rate: they learn it. The weights of

@@ -1,6 +1,7 @@
 """A trained model as a folder that a model server takes as it is."""
 
 import csv
+import functools
 import json
 import os
 import platform
@@ -127,7 +128,7 @@ def _write_saved_model(model, path: Path, passes: int, task: str) -> None:
     archive.track(model)
     archive.add_endpoint(
         "serve",
-        lambda inputs: {"probabilities": model(inputs, training=False)},
+        _plain(lambda inputs: {"probabilities": model(inputs, training=False)}),
         input_signature=[inputs],
     )
     if stochastic(model):
@@ -141,8 +142,22 @@ def _write_saved_model(model, path: Path, passes: int, task: str) -> None:
     archive.write_out(str(path), verbose=False)
 
 
+def _plain(function):
+    """The function, traced as one that is exported."""
+
+    @functools.wraps(function)
+    def call(*args):
+        token = kernels.plain.set(True)
+        try:
+            return function(*args)
+        finally:
+            kernels.plain.reset(token)
+
+    return call
+
+
 def _sample_seeded(model, passes, task, signature):
-    """The endpoint `sample_seeded`, traced with plain operations."""
+    """The endpoint `sample_seeded`."""
     stages = Stages(model)
     inputs = signature[0]
     shared = stages.once(tf.zeros([n or 1 for n in inputs.shape], inputs.dtype))
@@ -150,12 +165,9 @@ def _sample_seeded(model, passes, task, signature):
     rows = MEMORY // TensorFlowGraph(stages.sample).row_bytes(shared, *row)
 
     @tf.function(input_signature=signature, autograph=False)
+    @_plain
     def seeded(inputs, seeds):
-        token = kernels.plain.set(True)
-        try:
-            return _summary(_samples(stages, passes, rows, inputs, seeds), task)
-        finally:
-            kernels.plain.reset(token)
+        return _summary(_samples(stages, passes, rows, inputs, seeds), task)
 
     return seeded
 

@@ -6,6 +6,8 @@ class of kdrop or Keras, or any function of that form; `None` leaves the places 
 `dense_dropout`, if given, is called instead at places that are not behind convolutions.
 `dense`, if given, makes the hidden dense layers, for layers that drop connections: it
 is called with the width, `rate`, `seed`, `name` and what `keras.layers.Dense` takes.
+`convolution` likewise makes the convolutions that have a place for dropout behind them,
+with the number and size of the filters; those places stay empty then.
 `rate` is the fraction dropped: one for all places, or one for each. Further keywords:
 
     input_rate      fraction of the standardised inputs to drop; 0 adds no layer
@@ -61,6 +63,7 @@ class _Parts:
     places: int
     dense_dropout: Callable[..., keras.Layer] | None = None
     dense: Callable[..., keras.Layer] | None = None
+    convolution: Callable[..., keras.Layer] | None = None
     classes: int = 10
     input_shape: tuple[int, ...] = (32, 32, 3)
     input_rate: float = 0.0
@@ -98,9 +101,9 @@ class _Parts:
 
     def drop(self, place, maps=False):
         """A list of one layer or none; a place is a number from 1 or "input"."""
-        if self.dropout is None:
-            return []
         dropout = self.dropout if maps else self.dense_dropout or self.dropout
+        if dropout is None:
+            return []
         return [dropout(self.rates[place], seed=self.seed, name=f"drop_{place}")]
 
     def hidden(self, units, place):
@@ -108,18 +111,22 @@ class _Parts:
         weights = {"activation": "relu", **self._weights(0)}
         if self.dense is None:
             return keras.layers.Dense(units, **weights)
-        named = {"seed": self.seed, "name": f"drop_{place}"}
-        return self.dense(units, rate=self.rates[place], **named, **weights)
+        return self.dense(units, **self._drops(place), **weights)
 
-    def conv(self, filters, size, **arguments):
+    def conv(self, filters, size, place=None, **arguments):
+        """A convolution, and the place for dropout behind it if there is one."""
         if len(self.input_shape) != 3:
             raise ValueError(
                 "convolutions take images of (height, width, channels). "
                 f"Received: input_shape={self.input_shape}"
             )
-        return keras.layers.Conv2D(
-            filters, size, **self._weights([0, 1, 2]), **arguments
-        )
+        arguments |= self._weights([0, 1, 2])
+        if self.convolution is None or place is None:
+            return keras.layers.Conv2D(filters, size, **arguments)
+        return self.convolution(filters, size, **self._drops(place), **arguments)
+
+    def _drops(self, place):
+        return dict(rate=self.rates[place], seed=self.seed, name=f"drop_{place}")
 
     def _weights(self, axis):
         bound = (
@@ -229,7 +236,9 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     layers = parts.inputs()
     place = 0
     for times, pool in [(1, True), (3, True), (6, False), (4, False), (4, True)]:
-        layers.append(parts.conv(times * width, 3, padding="same", use_bias=False))
+        place += pool
+        filters, behind = times * width, place if pool else None
+        layers.append(parts.conv(filters, 3, behind, padding="same", use_bias=False))
         if pool:  # first, for it leaves a quarter of the values to normalise
             layers.append(keras.layers.MaxPooling2D(2))
         layers += [
@@ -239,7 +248,6 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
             keras.layers.ReLU(),
         ]
         if pool:
-            place += 1
             layers += parts.drop(place, maps=True)
     layers.append(keras.layers.Flatten())
     for place, units in enumerate(hidden, start=4):
@@ -261,7 +269,7 @@ def srivastava_cnn(dropout=None, rate=None, *, hidden=(2048, 2048), **common):
     layers = parts.inputs()
     for place, count in enumerate(filters, start=1):
         layers += [
-            parts.conv(count, 5, padding="same", activation="relu"),
+            parts.conv(count, 5, place, padding="same", activation="relu"),
             keras.layers.MaxPooling2D(3, strides=2, padding="same"),
             *parts.drop(place, maps=True),
         ]

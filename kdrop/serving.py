@@ -29,11 +29,13 @@ Health: `/v2/health/ready`, `/v2/models/NAME/ready`. Prometheus metrics: `/metri
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kdrop.data import BadInput
@@ -48,7 +50,9 @@ try:
     from kserve.protocol.dataplane import DataPlane
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
     from kserve.protocol.rest.server import RESTServer
+    from kserve.protocol.rest.v1_endpoints import V1Endpoints
     from kserve.protocol.rest.v2_datamodels import InferenceRequest
+    from starlette.routing import Route
 
     from kdrop.servable import Servable, answer_v1, answer_v2, describe
 except ModuleNotFoundError as missing:
@@ -73,6 +77,8 @@ class ServedModel(Model):
         super().__init__(folder.name)
         self.folder = folder
         self._broken: dict[int, object] = {}  # what the files of a version looked like
+        # More threads than cores would only wait for each other.
+        self._threads = ThreadPoolExecutor(os.cpu_count())
 
     def refresh(self) -> None:
         """Change to the newest version, or keep the present one if that is broken."""
@@ -102,9 +108,11 @@ class ServedModel(Model):
 
     async def predict(self, payload, headers=None, response_headers=None):
         answer = answer_v2 if isinstance(payload, InferRequest) else answer_v1
-        # In a thread, so that a slow model delays neither health nor other models; it
-        # ends on the version that it begins with.
-        return await asyncio.to_thread(answer, self.servable, payload)
+        servable = self.servable  # a request ends on the version that it begins with
+        # In a thread, so that a slow model delays neither health nor other models.
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: answer(servable, payload)
+        )
 
 
 class ServedFolder(ModelRepository):
@@ -151,6 +159,23 @@ class _Plane(DataPlane):
         return request, attributes
 
 
+class _Server(RESTServer):
+    def _add_middlewares(self, app):
+        """KServe's would time each request for a log that is not kept."""
+
+    def _register_endpoints(self, app):
+        # First, and without FastAPI's look at the parameters: it tries one route after
+        # the other, in more time than a small model takes.
+        endpoints = V1Endpoints(self.dataplane, self.model_repository_extension)
+
+        async def predict(request):
+            return await endpoints.predict(request.path_params["model_name"], request)
+
+        path = "/v1/models/{model_name}:predict"
+        app.router.routes.insert(0, Route(path, predict, methods=["POST"]))
+        super()._register_endpoints(app)
+
+
 async def _unreadable(_, error) -> JSONResponse:
     first = error.errors()[0]
     where = " ".join(str(part) for part in first["loc"])
@@ -192,7 +217,7 @@ def serve(folder: Path, host: str, port: int) -> None:
                 f"or {folder}/NAME/1"
             )
         app.add_exception_handler(RequestValidationError, _unreadable)
-        server = RESTServer(
+        server = _Server(
             "kserve.model_server:app",
             _Plane(models),
             ModelRepositoryExtension(models),

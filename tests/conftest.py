@@ -35,6 +35,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--blocks", type=int, default=1, help="test_bits.py: of 2^22 random words"
     )
+    parser.addoption(
+        "--requests", type=int, default=400, help="test_serving.py: of many at once"
+    )
 
 
 @pytest.fixture(scope="session")

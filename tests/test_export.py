@@ -1,5 +1,6 @@
 """The exported folder: whole or not at all, and served as it is."""
 
+import collections
 import json
 import os
 import subprocess
@@ -174,13 +175,16 @@ def test_only_fresh_samples_are_random_and_nothing_needs_xla(exported):
         assert (len(nodes) > 100) == name.startswith("sample")
 
 
-def test_at_rest_the_graph_is_that_of_a_network_without_drop_layers(tmp_path):
+def test_at_rest_the_graph_holds_nothing_but_the_scaling_of_vanilla(tmp_path):
     def operations(dropout):
         path = export(kdrop.models.spiral_mlp(dropout), tmp_path)
         serve = tf.saved_model.load(str(path)).signatures["serve"]
-        return sorted(node.op for node in reached(serve.graph.as_graph_def())[0])
+        nodes, _ = reached(serve.graph.as_graph_def())
+        return collections.Counter(node.op for node in nodes)
 
     assert operations(kdrop.InvertedDropout) == operations(None)
+    scaling = operations(kdrop.VanillaDropout) - operations(None)
+    assert scaling == {"Mul": 2, "Const": 2}  # of two layers
 
 
 def test_a_regression_has_no_entropy_and_a_model_at_rest_no_samples(model, tmp_path):

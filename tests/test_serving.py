@@ -74,10 +74,11 @@ def sampling(path):
 
 
 @contextmanager
-def running(folder, log):
-    """A server on a free port: its process and a client with a pool of connections."""
+def running(folder, log, port=0):
+    """A server, on a free port: its process and a client with a pool of connections."""
     httpx = pytest.importorskip("httpx", reason="KServe is not installed")
-    command = [sys.executable, "-m", "kdrop.serving", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "kdrop.serving", str(folder)]
+    command += ["--port", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file)
     try:
@@ -262,14 +263,15 @@ def test_a_binary_request_that_cannot_be_read_is_refused(client, length):
         refused(client.post(V2, content=content, headers=headers))
 
 
-def test_no_request_of_many_at_once_is_lost_or_mistaken(client, folder):
-    points = np.random.default_rng(1).normal(size=(400, 2)).astype("float32")
+def test_no_request_of_many_at_once_is_lost_or_mistaken(client, folder, request):
+    count = request.config.getoption("--requests")
+    points = np.random.default_rng(1).normal(size=(count, 2)).astype("float32")
     expected = serve(folder / "spiral", points)
-    bad = [(url, each) for url in (V1, V2) for each in BAD[url]]
+    bad = [(url, each) for url in BAD for each in BAD[url]]
 
     def ask(number):
         if number % 4 == 3:
-            url, each = bad[number % len(bad)]
+            url, each = bad[number // 4 % len(bad)]
             content = each if isinstance(each, bytes) else json.dumps(each)
             refused(client.post(url, content=content, headers=JSON))
         elif number % 4 == 2:
@@ -291,6 +293,43 @@ def until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_server_that_is_killed_under_load_comes_back(serving, folder, tmp_path):
+    import httpx
+
+    expected, rows = serve(folder / "spiral", POINTS), {"instances": POINTS}
+    right, lost, stop = [], [], threading.Event()
+
+    def ask(url):
+        with httpx.Client(timeout=60) as client:
+            while not stop.is_set():
+                try:
+                    told = client.post(url, json=rows).json()["predictions"]
+                except httpx.TransportError as error:
+                    lost.append(error)
+                    time.sleep(0.05)
+                else:
+                    np.testing.assert_allclose(told, expected, rtol=1e-5)
+                    right.append(url)
+
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            with running(folder, tmp_path / "first") as (process, client):
+                port = client.base_url.port
+                asking = [pool.submit(ask, f"{client.base_url}{V1}") for _ in range(4)]
+                until(lambda: len(right) > 100)
+                process.kill()
+                process.wait()
+            until(lambda: len(lost) > 4)
+            before = len(right)
+            with running(folder, tmp_path / "second", port):
+                until(lambda: len(right) > before + 100)
+                stop.set()
+                for each in asking:
+                    each.result()
+        finally:
+            stop.set()
 
 
 def test_a_new_version_takes_over_between_requests(client, folder):

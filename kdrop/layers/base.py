@@ -278,6 +278,12 @@ class Drop(Noise):
         """The integer that a draw hands to the kernel for a rate."""
         return kernels.threshold(rate)
 
+    def kept(self, dtype):
+        """The fraction that is kept, `1 - rate`; in an export it is a constant."""
+        if kernels.plain.get():
+            return 1 - self.threshold(self.rate) / 2**32
+        return self.draws.kept(dtype)
+
     def compute_output_shape(self, input_shape):
         return input_shape
 

@@ -58,7 +58,7 @@ class StochasticDepth(Drop):
         return _drop_rows(kernels.VANILLA, inputs, draw, rows)
 
     def rest(self, inputs):
-        return kernels.scale(inputs, self.draws.kept(kernels.wide(inputs.dtype)))
+        return kernels.scale(inputs, self.kept(kernels.wide(inputs.dtype)))
 
 
 def _drop_rows(kernel, inputs, draw, rows):

@@ -81,7 +81,7 @@ class VanillaDropout(_Units):
     kernel = kernels.VANILLA
 
     def rest(self, inputs):
-        return kernels.scale(inputs, self.draws.kept(kernels.wide(inputs.dtype)))
+        return kernels.scale(inputs, self.kept(kernels.wide(inputs.dtype)))
 
 
 @keras.saving.register_keras_serializable("kdrop")
