@@ -62,8 +62,8 @@ def dots(
     panel.spines[["top", "right", "left"]].set_visible(False)
     _entitle(figure, title)
     most = max(len(values) for arms in groups.values() for values in arms.values())
-    handles.append(_means("k", most))
-    legend(figure, handles, "")
+    means = f"Filled: mean and standard error of {most} seeds. Hollow: each of them."
+    legend(figure, handles, means if most > 1 else "")
     figure.savefig(path)
 
 
@@ -131,15 +131,10 @@ def _summary(values: Seeds) -> tuple[float, float]:
     return float(np.mean(values)), float(spread / np.sqrt(len(values)))
 
 
-def _means(colour: str, seeds: int) -> Line2D:
-    label = f"mean and standard error of {seeds} seeds; hollow: each of them"
-    label = label if seeds > 1 else "one seed"
-    return Line2D([], [], label=label, color=colour, marker="o")
-
-
 def _entitle(figure: Figure, title: str) -> None:
-    width = int(figure.get_figwidth() / CHARACTER * 0.85)
-    figure.suptitle(wrap(title, width, 3), fontweight="bold")
+    width = int(figure.get_figwidth() / CHARACTER * 0.85)  # bold letters are wider
+    lines = [wrap(line, width, 3) for line in title.split("\n")]
+    figure.suptitle("\n".join(lines), fontweight="bold", fontsize=8)
 
 
 @matplotlib.rc_context(STYLE)

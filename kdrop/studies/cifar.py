@@ -91,8 +91,9 @@ def _draw_family(path: Path, results: Results) -> str:
     better = [r for r in others if r.mean(test_error) < plain.mean(test_error)]
     surely = [r for r in better if beyond(plain, r, test_error)]
     title = (
-        f"{len(better)} of {len(others)} layers err less than none does, {len(surely)} "
-        f"beyond two standard errors: {said(best)}, {said(worst)}, {said(plain)}"
+        f"{len(better)} of {len(others)} layers err less than the network without, "
+        f"{len(surely)} of them beyond two standard errors:\n"
+        f"{said(best)}, {said(worst)}, {said(plain)}"
     )
     groups = {"": {r.arm.name: r.values(test_error) for r in [plain, *ordered[::-1]]}}
     figures.dots(path, title, groups, "Test error (%)")
@@ -140,9 +141,10 @@ def _draw_alexnet(path: Path, results: Results) -> str:
     for series in groups:
         mine = [result for result in results if result.arm.series == series]
         steps = [beyond(a, b, test_error) for a, b in pairwise(mine)]
+        words = {0: "neither step", 1: "one step", 2: "both steps"}[sum(steps)]
         found.append(
-            f"{series}: {', '.join(map(said, mine))}"
-            f" ({sum(steps)} of {len(steps)} steps beyond two standard errors)"
+            f"{series}: {', '.join(map(said, mine))}:\n"
+            f"{words} down beyond two standard errors"
         )
     title = "\n".join(found)
     figures.dots(path, title, groups, "Test error (%)")

@@ -73,7 +73,7 @@ def _draw_regularisers(path: Path, results: Results) -> str:
     ordered = sorted(results, key=lambda result: result.mean(test_error))
     best = ordered[0]
     plain = next(result for result in results if result.arm.name == "none")
-    title = f"Least test error: {said(best)}; {said(plain)}"
+    title = f"Least test error: {said(best)}; {said(plain, 'without any')}"
     groups = {"": {r.arm.name: r.values(test_error) for r in ordered[::-1]}}
     figures.dots(path, title, groups, "Test error (%)")
     return f"{title}. Order: {' < '.join(result.arm.name for result in ordered)}."
@@ -115,10 +115,10 @@ def _draw_rate(path: Path, results: Results) -> str:
         mine = [result for result in results if result.arm.series == series]
         best = min(mine, key=lambda result: result.mean(test_error))
         flat = [r.arm.place for r in mine if not beyond(r, best, test_error)]
-        ends = [f"{r.mean(test_error):.2f} % at {r.arm.place:g}" for r in mine]
+        errors = [f"{r.mean(test_error):.2f} % at rate {r.arm.place:g}" for r in mine]
         found.append(
-            f"{series}: least at rate {best.arm.place:g}, as good from {min(flat):g} "
-            f"to {max(flat):g} ({ends[0]}, {ends[mine.index(best)]}, {ends[-1]})"
+            f"{series}: {errors[0]}, least {errors[mine.index(best)]}, {errors[-1]}; "
+            f"flat from {min(flat):g} to {max(flat):g}"
         )
     title = "\n".join(found)
     figures.lines(path, title, panels, "Dropout rate", "Error (%)")
@@ -167,10 +167,11 @@ def _draw_votes(path: Path, results: Results) -> str:
     level = np.mean(scaled)
     meets = [k for k, values in voted.items() if np.mean(values) <= level]
     last = PASSES[-1]
-    words = f"after {meets[0]:.0f} passes" if meets else f"not within {last} passes"
+    words = f"from {meets[0]:.0f} passes on" if meets else f"not within {last} passes"
     title = (
-        f"The vote meets weight scaling ({level:.2f} %) {words}: one pass errs in "
-        f"{np.mean(voted[1]):.2f} %, {last} in {np.mean(voted[last]):.2f} %"
+        f"The vote is as good as weight scaling ({level:.2f} %) {words}:\n"
+        f"one pass errs in {np.mean(voted[1]):.2f} %, {last} in "
+        f"{np.mean(voted[last]):.2f} %"
     )
     figures.lines(
         path, title, {"": {"vote": voted}}, "Passes that vote", "Test error (%)",

@@ -41,8 +41,11 @@ def spiral(size: str) -> Study:
 def _draw_spiral(path: Path, results: Results) -> str:
     plain, *others = results
     best = min(others, key=lambda result: result.mean(test_error))
-    helps = beyond(plain, best, test_error)
-    words = "helps" if helps else "is within two standard errors of none"
+    words = "makes no difference beyond two standard errors"
+    if beyond(plain, best, test_error):
+        words = "helps"
+    elif beyond(best, plain, test_error):
+        words = "harms"
     title = f"{said(best)}, {said(plain)}: the best layer {words}"
     groups = {"": {r.arm.name: r.values(test_error) for r in results}}
     limit = {"best possible classifier": 100 * (1 - BEST_ACCURACY)}
