@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -54,8 +55,8 @@ def tiny(size):
 
 
 def long(size):
-    arms = [Arm(f"{n}", (replace(SMALL, seed=n, epochs=700),)) for n in (0, 1)]
-    return Study("Does a killed study go on?", arms, 1, ERRORS, draw)
+    arm = Arm("long", (replace(SMALL, epochs=400),))
+    return Study("Does a killed study go on?", [arm], 1, ERRORS, draw)
 
 
 @pytest.fixture
@@ -112,43 +113,30 @@ def test_a_study_from_end_to_end(conduct, tmp_path, monkeypatch):
         assert trained_again == (before is rows[1])
 
 
-def started(name, folder):
-    code = (
-        "import sys; import test_studies, kdrop.studies.__main__ as main;"
-        "main.STUDIES['long'] = test_studies.long; sys.exit(main.main())"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, name, "--output", folder, "--jobs", "2"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def histories(folder):
-    return list((folder / "long/unfinished").glob("*/history.json"))
-
-
 def until(condition):
     for _ in range(600):
-        if condition():
-            return
+        if found := condition():
+            return found
         time.sleep(0.1)
     raise AssertionError("it did not happen within a minute")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_study_goes_on(stop, tmp_path):
-    process = started("long", tmp_path)
-    until(lambda: len(histories(tmp_path)) == 2)
-    process.send_signal(stop)
-    _, told = process.communicate(timeout=60)
-    if stop == signal.SIGTERM:
-        assert process.returncode == 130
-        assert told.endswith("Stopped. The same command goes on.\n")
+def test_a_killed_study_goes_on(monkeypatch, tmp_path):
+    code = (
+        "import sys, test_studies, kdrop.studies.__main__ as main;"
+        "main.STUDIES['long'] = test_studies.long; sys.exit(main.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "long", "--output", tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    saved = until(lambda: list((tmp_path / "long/unfinished").glob("*/epoch-*.keras")))
+    process.kill()
+    process.wait(60)
 
     def alone():
         try:
@@ -157,16 +145,39 @@ def test_a_killed_study_goes_on(stop, tmp_path):
             return True
 
     until(alone)  # no process trains on
-    for path in histories(tmp_path):  # a run that goes on adds to these seconds
-        history = json.loads(path.read_text())
-        history["seconds"] = [1000 + each for each in history["seconds"]]
-        path.write_text(json.dumps(history))
-    process = started("long", tmp_path)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "2 seed 0" not in told and "1 seed 1  val 0." in told
+    path = saved[0].parent / "history.json"
+    history = json.loads(path.read_text())
+    assert history["epoch"][-1] < 400
+    # A run that goes on adds to these seconds.
+    history["seconds"] = [1000 + each for each in history["seconds"]]
+    path.write_text(json.dumps(history))
+    monkeypatch.setitem(main.STUDIES, "long", long)
+    main.conduct("long", "default", tmp_path, 1, Console(quiet=True))
     with open(tmp_path / "long/long.csv", newline="") as file:
-        assert all(float(row["seconds"]) > 1000 for row in csv.DictReader(file))
+        (row,) = csv.DictReader(file)
+    assert float(row["seconds"]) > 1000
+
+
+def late(path):
+    time.sleep(20)
+    path.touch()
+
+
+def test_a_stop_is_told_and_ends_the_processes(monkeypatch, tmp_path, capsys):
+    def stop(runner, experiments):
+        runner.pool.submit(late, tmp_path / "late")
+        until(multiprocessing.active_children)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(main.Runner, "run", stop)
+    monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert main.main() == 130
+    for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(each, handler)
+    assert capsys.readouterr().err == "Stopped. The same command goes on.\n"
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "late").exists()
 
 
 def found(accuracy, loss=1.0, test=0.5):
