@@ -33,7 +33,7 @@ def regularisers(size: str) -> Study:
     """Srivastava et al. (2014), table 9."""
     examples, hidden, epochs, seeds = {
         "quick": (1000, (256, 256), 12, 2),
-        "default": (10000, (512, 512), 40, 3),
+        "default": (10000, (512, 512), 30, 3),
         "full": (50000, (1024, 1024, 2048), 200, 3),
     }[size]
     base = _mnist(examples, hidden, epochs)
@@ -83,7 +83,7 @@ def rate(size: str) -> Study:
     """Srivastava et al. (2014), section 7.3."""
     examples, width, product, epochs, rates, seeds = {
         "quick": (500, 256, 64, 15, (0.0, 0.2, 0.5, 0.8, 0.9), 2),
-        "default": (5000, 512, 128, 30, tuple(n / 10 for n in range(10)), 3),
+        "default": (5000, 512, 128, 20, (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9), 3),
         "full": (50000, 2048, 256, 200, tuple(n / 10 for n in range(10)), 3),
     }[size]
     layers = 3 if size == "full" else 2
@@ -134,12 +134,12 @@ def votes(size: str) -> Study:
     }[size]
     base = _mnist(examples, hidden, epochs)
     dropped = base(dropout="InvertedDropout", rate=(0.5,), input_rate=0.2)
-    columns = {f"{k} passes: error %": metric(f"error_of_{k}", 100) for k in PASSES}
+    columns = {f"{k}\npasses": metric(f"error_of_{k}", 100) for k in PASSES}
     return Study(
-        f"MNIST, {examples:,} training images: how many sub-networks have to vote?",
+        f"MNIST, {examples:,} training images, test error %: how many have to vote?",
         [Arm("vote", (dropped,))],
         seeds,
-        {"weight scaling: error %": test_error, **columns},
+        {"weight\nscaling": test_error, **columns},
         _draw_votes,
         _measure_votes,
     )
