@@ -19,6 +19,7 @@ from kdrop.studies.study import (
     Results,
     Study,
     arms,
+    better,
     beyond,
     metric,
     said,
@@ -88,13 +89,7 @@ def _draw_family(path: Path, results: Results) -> str:
     plain, *others = results
     ordered = sorted(others, key=lambda result: result.mean(test_error))
     best, worst = ordered[0], ordered[-1]
-    better = [r for r in others if r.mean(test_error) < plain.mean(test_error)]
-    surely = [r for r in better if beyond(plain, r, test_error)]
-    title = (
-        f"{len(better)} of {len(others)} layers err less than the network without, "
-        f"{len(surely)} of them beyond two standard errors:\n"
-        f"{said(best)}, {said(worst)}, {said(plain)}"
-    )
+    title = f"{better(plain, others)}:\n{said(best)}, {said(worst)}, {said(plain)}"
     groups = {"": {r.arm.name: r.values(test_error) for r in [plain, *ordered[::-1]]}}
     figures.dots(path, title, groups, "Test error (%)")
     return title

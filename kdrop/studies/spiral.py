@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdrop import figures
 from kdrop.experiment import Experiment
-from kdrop.studies.study import Results, Study, arms, beyond, metric, said, test_error
+from kdrop.studies.study import Results, Study, arms, better, metric, said, test_error
 
 BEST_ACCURACY, BEST_LOSS = 0.910, 0.213  # that a classifier of the spiral can have
 UNITS = ["Inverted", "Vanilla", "Exact", "Gaussian", "Uniform", "Alpha"]
@@ -41,12 +41,7 @@ def spiral(size: str) -> Study:
 def _draw_spiral(path: Path, results: Results) -> str:
     plain, *others = results
     best = min(others, key=lambda result: result.mean(test_error))
-    words = "makes no difference beyond two standard errors"
-    if beyond(plain, best, test_error):
-        words = "helps"
-    elif beyond(best, plain, test_error):
-        words = "harms"
-    title = f"{said(best)}, {said(plain)}: the best layer {words}"
+    title = f"{better(plain, others)}:\n{said(best)}, {said(plain)}"
     groups = {"": {r.arm.name: r.values(test_error) for r in results}}
     limit = {"best possible classifier": 100 * (1 - BEST_ACCURACY)}
     figures.dots(path, title, groups, "Test error (%)", limit)

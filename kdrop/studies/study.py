@@ -148,6 +148,16 @@ def said(result: Result, name: str = "") -> str:
     return f"{name or result.arm.name} {mean:.2f}{spread} %"
 
 
+def better(plain: Result, others: Results) -> str:
+    """How many of the others err less than the one without any dropout."""
+    less = [r for r in others if r.mean(test_error) < plain.mean(test_error)]
+    surely = [r for r in less if beyond(plain, r, test_error)]
+    return (
+        f"{len(less)} of {len(others)} layers err less than the network without, "
+        f"{len(surely)} of them beyond two standard errors"
+    )
+
+
 def beyond(larger: Result, smaller: Result, metric: Metric) -> bool:
     """Whether a mean is larger by more than two standard errors of the difference."""
     difference = larger.mean(metric) - smaller.mean(metric)
@@ -231,13 +241,18 @@ def _table(title: str) -> Table:
 
 
 def spread(result: Result, metric: Metric) -> str:
-    """Mean and standard error, to three digits of the mean or more."""
+    """Mean and standard error, to three digits of the one and one of the other."""
     mean, error = result.mean(metric), result.error(metric)
-    size = abs(mean) or 1.0
-    digits = max(0, 2 - math.floor(math.log10(size))) if math.isfinite(size) else 0
+    needed = [2 - _magnitude(mean), -_magnitude(error)]
+    digits = max(0, *needed)
     if math.isnan(error):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def _magnitude(value: float) -> int:
+    """The power of ten of the first digit."""
+    return math.floor(math.log10(abs(value))) if 0 < abs(value) < math.inf else 0
 
 
 def write(path: Path, results: Results) -> None:
