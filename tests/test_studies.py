@@ -93,7 +93,10 @@ def test_a_study_from_end_to_end(conduct, tmp_path, monkeypatch):
         assert [row["seed"] for row in chosen] == ["0", "1"]
         errors = 100 * (1 - np.array([float(r["test_accuracy"]) for r in chosen]))
         mean, error = np.mean(errors), np.std(errors, ddof=1) / np.sqrt(2)
-        assert re.search(rf"^ *{name} +{mean:.1f} ± {error:.1f} ", told, re.MULTILINE)
+        shown = re.search(rf"^ *{name} +([\d.]+) ± ([\d.]+) ", told, re.MULTILINE)
+        digits = len(shown[1].partition(".")[2])
+        assert shown[1] == f"{mean:.{digits}f}" and digits >= 1
+        assert shown[2] == f"{error:.{digits}f}"
         np.testing.assert_allclose(given[0][2][""][name], errors)
     assert imread(tmp_path / "tiny/tiny.png").std() > 0.01
     assert told.rstrip().endswith("What was found")
@@ -203,8 +206,11 @@ def test_the_seeds_spread():
     errors = np.array([12.0, 15.0, 11.0])
     three = result(*(1 - errors / 100))
     assert standard_error(errors) == pytest.approx(np.std(errors, ddof=1) / 3**0.5)
-    assert spread(three, test_error) == "12.7 ± 1.2"
-    assert spread(result(0.9877), test_error) == "1.23"
+    assert spread([three], test_error) == ["12.7 ± 1.2"]
+    assert spread([result(0.9877)], test_error) == ["1.23"]
+    # As many digits in all of a column.
+    several = [three, result(0.9877)]
+    assert spread(several, test_error) == ["12.67 ± 1.20", "1.23"]
     # Means 12.67 and 15, of standard errors 1.2 and .58: 2.33 is less than 2 * 1.33.
     near, far = result(0.84, 0.85, 0.86), result(0.83, 0.84, 0.85)
     assert not beyond(near, three, test_error)

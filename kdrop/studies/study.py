@@ -227,12 +227,10 @@ def table(study: Study, results: Results) -> Table:
     shown.add_column("arm", no_wrap=True)
     for heading in study.columns:
         shown.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        shown.add_row(
-            *([result.arm.series] if series else []),
-            result.arm.name,
-            *(spread(result, metric) for metric in study.columns.values()),
-        )
+    columns = [spread(results, metric) for metric in study.columns.values()]
+    for result, *values in zip(results, *columns, strict=True):
+        names = [result.arm.series, result.arm.name] if series else [result.arm.name]
+        shown.add_row(*names, *values)
     return shown
 
 
@@ -240,14 +238,16 @@ def _table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
 
 
-def spread(result: Result, metric: Metric) -> str:
-    """Mean and standard error, to three digits of the one and one of the other."""
-    mean, error = result.mean(metric), result.error(metric)
-    needed = [2 - _magnitude(mean), -_magnitude(error)]
-    digits = max(0, *needed)
-    if math.isnan(error):
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+def spread(results: Results, metric: Metric) -> list[str]:
+    """Means and standard errors: three digits of the one or one of the other."""
+    pairs = [(result.mean(metric), result.error(metric)) for result in results]
+    digits = max(
+        max(0, 2 - _magnitude(mean), -_magnitude(error)) for mean, error in pairs
+    )
+    return [
+        f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+        for mean, error in pairs
+    ]
 
 
 def _magnitude(value: float) -> int:
