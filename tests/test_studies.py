@@ -288,7 +288,10 @@ def test_each_study_says_and_draws_what_it_found(name, tmp_path):
         (["spiral", "--jobs", "0"], "--jobs is 0, but must be at least 1."),
         (["spiral", "--jobs", "a"], "argument --jobs: invalid int value: 'a'."),
         (["spiral", "--quick", "--full"], "not allowed with argument"),
-        (["spiral", "--output", "file"], "cannot be made: a file is in the way."),
+        (
+            ["spiral", "--output", "file"],
+            "the output folder file/spiral cannot be written",
+        ),
         (["votes", "--quick", "--data-dir", "none"], "none is not a folder"),
         (["tiny"], "cannot be read: delete it, and its run is trained again."),
     ],

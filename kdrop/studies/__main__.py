@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kdrop import studies
 from kdrop.data import BadInput, check_choice
+from kdrop.export import check_writable
 from kdrop.studies.cifar import alexnet, family
 from kdrop.studies.mnist import rate, regularisers, votes
 from kdrop.studies.runner import MOST_JOBS, Runner, cores
@@ -39,8 +40,7 @@ def conduct(
         raise BadInput(f"--jobs is {jobs}, but must be at least 1.")
     study = STUDIES[name](size)
     folder = output / (name if size == "default" else f"{name}-{size}")
-    if any(each.exists() and not each.is_dir() for each in (output, folder)):
-        raise BadInput(f"{folder} cannot be made: a file is in the way.")
+    check_writable(folder)
     console.print(f"{study.question}  {study.runs} runs, {jobs} at once")
     for arm in study.arms:
         if len(arm.candidates) > 1:
