@@ -39,25 +39,21 @@ def family(size: str) -> Study:
         "full": (50000, 32, 100, 5),
     }[size]
     base = partial(
-        Experiment, data="cifar10", dropout="none", width=width, epochs=epochs,
-        hidden=(256 if width < 32 else 1024,), train_size=examples, validation=0.2,
-        mirror=False, batch_size=64,
+        Experiment, data="cifar10", width=width, hidden=(32 * width,), mirror=False,
+        train_size=examples, validation=0.2, epochs=epochs, batch_size=64,
     )  # fmt: skip
-    rates = [(n / 2, n / 2, n, 2.5 * n) for n in (0.1, 0.2, 0.3)]
+    few = slice(1, 2) if size == "quick" else slice(3)
+    paces = [{"learning_rate": pace} for pace in (3e-4, 1e-3, 3e-3)][few]
+    rates = [{"rate": (n / 2, n / 2, n, 2.5 * n)} for n in (0.1, 0.2, 0.3)][few]
     rated = [f"{name}Dropout" for name in UNITS] + MAPS + ["DropConnectDense"]
+    searched = {**dict.fromkeys(rated, rates), **dict.fromkeys(LEARNED, paces)}
+    changes = {
+        name: [{"dropout": name, **each} for each in candidates]
+        for name, candidates in {"none": paces, **searched}.items()
+    }
     return Study(
         f"CIFAR-10, {examples:,} images, alexnet32: what does each layer do?",
-        arms(
-            base,
-            none=[{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)],
-            **{name: [{"dropout": name, "rate": r} for r in rates] for name in rated},
-            **{
-                name: [
-                    {"dropout": name, "learning_rate": r} for r in (3e-4, 1e-3, 3e-3)
-                ]
-                for name in LEARNED
-            },
-        ),
+        arms(base, **changes),
         seeds,
         {
             "test accuracy %": metric("test_accuracy", 100),
