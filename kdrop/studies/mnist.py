@@ -33,7 +33,7 @@ def regularisers(size: str) -> Study:
     """Srivastava et al. (2014), table 9."""
     examples, hidden, epochs, seeds = {
         "quick": (1000, (256, 256), 12, 2),
-        "default": (10000, (512, 512), 30, 3),
+        "default": (10000, (512, 512), 20, 3),
         "full": (50000, (1024, 1024, 2048), 200, 3),
     }[size]
     base = _mnist(examples, hidden, epochs)
