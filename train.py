@@ -39,9 +39,9 @@ try:
     from rich.console import Console
 
     from kdrop import devices
+    from kdrop.comparison import compare
     from kdrop.data import BadInput
     from kdrop.experiment import DEFAULTS, Experiment
-    from kdrop.studies import compare
 except ModuleNotFoundError as error:
     os.dup2(terminal, 2)
     print(f"train.py: {error}: pip install '.[train]'", file=sys.stderr)

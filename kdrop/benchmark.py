@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdrop import plots
+from kdrop import figures
 from kdrop.claims import CLAIMS, Claim
 
 UNITS = {"ms": 1e3, "ns": 1e9, "MiB": 2**-20}  # of a second, and of a byte
@@ -120,7 +120,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
     if options.picture:
-        plots.ratios(options.picture, rows)
+        figures.ratios(options.picture, rows)
 
 
 if __name__ == "__main__":

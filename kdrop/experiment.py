@@ -72,6 +72,7 @@ class Experiment:
     # spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32 or srivastava_cnn
     model: str | None = None
     hidden: tuple[int, ...] | None = None  # widths of the dense layers
+    width: int | None = None  # filters of alexnet32's first convolution
     train_size: int | None = None  # examples, those to validate on included
     validation: float | None = None  # fraction of them to validate on
     mirror: bool | None = None  # mirror half of the images
@@ -109,7 +110,7 @@ class Experiment:
                     raise BadInput(
                         f"{_option(name)} is {value}, but must be in [0, 1)."
                     )
-        for name in ("epochs", "batch_size", "learning_rate", "max_norm"):
+        for name in ("width", "epochs", "batch_size", "learning_rate", "max_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise BadInput(f"{_option(name)} is {value}, but must be above 0.")
@@ -194,7 +195,7 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
         )
     said = {
         name: getattr(settings, name)
-        for name in ("input_rate", "hidden", "max_norm")
+        for name in ("input_rate", "hidden", "width", "max_norm")
         if getattr(settings, name) is not None
     }
     if settings.rate is not None:

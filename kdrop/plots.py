@@ -1,4 +1,4 @@
-"""The pictures: curves, decision regions, predictions, confusion, votes, and speed.
+"""The pictures of runs: curves, decision regions, predictions, confusion, votes.
 
 Each function writes the PNG at `path`; `targets` and `predicted` are integer classes
 `(n,)`, `labels` their names. Figures are drawn without pyplot and in a style of their
@@ -41,7 +41,6 @@ STYLE: dict = {
 }
 CHARACTER = 0.065  # inches that one of 8 points takes; figures are drawn in print size
 LINE_POINTS = 200  # longer curves are drawn as means over equal stretches
-LIMIT: dict = {"color": "black", "marker": "|", "ls": "none", "ms": 10, "mew": 1.4}
 SHOWN_POINTS, SHOWN_IMAGES = 1000, 32
 IMAGE_KEY = (
     "Above: predicted label and its probability. Below, where wrong: true label."
@@ -98,7 +97,7 @@ def curves(path: Path, histories: Histories) -> None:
     if any("val_accuracy" in history for history in histories.values()):
         handles.append(Line2D([], [], label="validation", color="k"))
     means = f"Lines: means over {stretch} epochs. Bands: the lowest to the highest."
-    _legend(figure, handles, means if stretch > 1 else "")
+    legend(figure, handles, means if stretch > 1 else "")
     figure.savefig(path)
 
 
@@ -159,7 +158,7 @@ def regions(
             for label in range(len(labels)):
                 drawn = shown[(targets == label)[shown] & (right == correct)[shown]]
                 panel.plot(*points[drawn].T, **_point(label, correct))
-        title = _wrap(name, int((side - 0.4) / CHARACTER))
+        title = wrap(name, int((side - 0.4) / CHARACTER))
         panel.set_title(f"{title}\naccuracy {right.mean():.1%}")
         panel.locator_params(nbins=4, steps=[1, 2, 5, 10])
         below, left = n + columns >= len(runs), n % columns == 0
@@ -169,7 +168,7 @@ def regions(
     wrong: dict = _point(0, False) | {"label": "predicted wrong", "color": "white"}
     key = f"Points: true class ({len(shown):,} of {len(points):,} shown). "
     key += "Background: predicted class, paler where less certain."
-    _legend(figure, [*handles, Line2D([], [], **wrong)], key)
+    legend(figure, [*handles, Line2D([], [], **wrong)], key)
     _shape(figure, rows, (high - low)[1] / (high - low)[0])
     figure.savefig(path)
 
@@ -213,7 +212,7 @@ def predictions(
         _image(panel, images[n], targets[n], probabilities[n], labels)
     part = f"Predicted right: {right[:shown].sum()} of the {shown} shown"
     score = f"{part}, {right.mean():.1%} of all {len(right):,}"
-    figure.suptitle(f"{_wrap(title, 80)}\n{score}\n{IMAGE_KEY}")
+    figure.suptitle(f"{wrap(title, 80)}\n{score}\n{IMAGE_KEY}")
     figure.savefig(path)
 
 
@@ -221,7 +220,7 @@ def _image(panel, image, target, probabilities, labels) -> None:
     """An image, above it what was predicted, and below it the truth if it differs."""
     predicted = int(np.argmax(probabilities))
     right = predicted == target
-    guess, truth = (_wrap(labels[k], 14, 1) for k in (predicted, target))
+    guess, truth = (wrap(labels[k], 14, 1) for k in (predicted, target))
     mark, frame = ("✓", "0.6") if right else ("✗", COLOURS[1])
     panel.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
     panel.set_title(f"{guess}\n{mark} {np.max(probabilities):.0%}", fontsize=8)
@@ -260,7 +259,7 @@ def certainty(
             panel = half.add_subplot(rows, columns, place, xticks=[], yticks=[])
             _image(panel, images[n], targets[n], vote.mean[n], labels)
     vote_of = f"Vote of {len(samples):,} passes on {len(order):,} images"
-    figure.suptitle(f"{_wrap(title, 80)}\n{vote_of}\n{IMAGE_KEY}")
+    figure.suptitle(f"{wrap(title, 80)}\n{vote_of}\n{IMAGE_KEY}")
     figure.savefig(path)
 
 
@@ -274,7 +273,7 @@ def confusion(
     np.add.at(counts, (targets, predicted), 1)
     examples = counts.sum(axis=1)
     percent = 100 * counts / np.maximum(examples, 1)[:, None]
-    names = [_wrap(label, 18) for label in labels]
+    names = [wrap(label, 18) for label in labels]
     breadth = CHARACTER * max(len(line) for name in names for line in name.split("\n"))
     side = max(0.45 * classes, 2.2)
     figure = Figure((side + breadth + 1, side + breadth + 1), layout="constrained")
@@ -294,7 +293,7 @@ def confusion(
     panel.set(xlabel="Predicted class", ylabel="True class (number of examples)")
     correct, total = np.trace(counts), counts.sum()
     score = f"Accuracy {correct / total:.1%} ({correct:,} of {total:,})"
-    title = _wrap(title, int((side + breadth) / CHARACTER))
+    title = wrap(title, int((side + breadth) / CHARACTER))
     panel.set_title(f"{title}\n{score}\nCells: percent of the true class")
     _shape(figure, rows=1, ratio=1)
     figure.savefig(path)
@@ -326,7 +325,7 @@ def reliability(
         label = f"{name}: calibration error {error:.3f}"
         handles.append(Line2D([], [], label=label, **look))
     handles.append(Line2D([], [], label="perfect calibration", **diagonal))
-    above.set_title(_wrap(title, 60))
+    above.set_title(wrap(title, 60))
     above.set(ylabel="Correct predictions", ylim=(-0.03, 1.03), xlim=(-0.03, 1.03))
     below.set(xlabel="Confidence: probability of the class predicted")
     below.set(ylabel="Examples", yscale="log", ylim=(0.7, 2 * len(targets)))
@@ -338,7 +337,7 @@ def reliability(
         panel.spines[["top", "right"]].set_visible(False)
     above.yaxis.set_major_formatter(PercentFormatter(1))
     below.xaxis.set_major_formatter(PercentFormatter(1))
-    _legend(figure, handles, "Points: bins of equal width that are not empty.")
+    legend(figure, handles, "Points: bins of equal width that are not empty.")
     figure.savefig(path)
 
 
@@ -386,7 +385,7 @@ def passes(path: Path, runs: Mapping[str, tuple[Array, Array]], targets: Array) 
     handles.append(Line2D([], [], label="mean of the passes", color="k"))
     level = Line2D([], [], label="weight scaling", color="k", linestyle=TRAINING)
     handles.append(level)
-    _legend(figure, handles, "")
+    legend(figure, handles, "")
     figure.savefig(path)
 
 
@@ -444,76 +443,12 @@ def uncertainty(
         bar.set_label("Nats")
         bar.ax.locator_params(nbins=4)
     drawn = f"Points: {len(shown):,} of the {len(points):,} held out"
-    figure.suptitle(f"{_wrap(title, 80)}\n{drawn}")
+    figure.suptitle(f"{wrap(title, 80)}\n{drawn}")
     _shape(figure, 1, (high - low)[1] / (high - low)[0])
     figure.savefig(path)
 
 
-@matplotlib.rc_context(STYLE)
-def ratios(path: Path, rows: Sequence[Mapping]) -> None:
-    """Draw what each variant of a claim took, as a multiple of what its rival took.
-
-    Args:
-        rows: Those of `kdrop.benchmark`: `claim`, `work`, `rival`, `variant`, `ratio`,
-            `ratio_min`, `ratio_max`, and `accepted`, the highest ratio or `None`.
-    """
-    places, names, heads = [], [], {}
-    place = 0.0
-    shown = [row for row in rows if row["variant"] != row["rival"]]
-    for row in shown:
-        if row["claim"] not in heads:
-            heads[row["claim"]] = place + 0.2
-            place += 1.3
-        places.append(place)
-        names.append(row["variant"])
-        place += 1
-    figure = Figure((7.2, 0.17 * place + 1), layout="constrained")
-    panel = figure.add_subplot(xscale="log", ylim=(place - 0.4, -0.5))
-    panel.axvline(1, color="0.5", linewidth=0.8, zorder=0)
-    for place, row in zip(places, shown, strict=True):
-        limit, low, high = row["accepted"], row["ratio_min"], row["ratio_max"]
-        exceeded = limit is not None and row["ratio"] > limit
-        look = _measured(exceeded, limit is not None)
-        panel.plot([low, high], [place, place], color=look["color"], linewidth=1.2)
-        panel.plot(row["ratio"], place, **look)
-        if limit is not None:
-            panel.plot(limit, place, **LIMIT)
-    for row in shown:
-        if row["claim"] in heads:
-            work = _wrap(f"{row['work']}, against {row['rival']}", 100, 1)
-            panel.text(
-                *(0.005, heads.pop(row["claim"]), work),
-                transform=panel.get_yaxis_transform(), va="center",
-                bbox={"color": "white", "pad": 0.5}, fontstyle="italic",
-            )  # fmt: skip
-    panel.set_yticks(places, names)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.xaxis.set_minor_locator(LogLocator(subs=()))
-    panel.grid(axis="x", color="0.88", linewidth=0.4)
-    panel.set_axisbelow(True)
-    panel.tick_params(axis="y", length=0)
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.set_xlabel("Ratio to the rival: median and range of the processes")
-    handles = [
-        Line2D([], [], label="within what is accepted", **_measured(False, True)),
-        Line2D([], [], label="more than accepted", **_measured(True, True)),
-        Line2D([], [], label="no limit set", **_measured(False, False)),
-        Line2D([], [], label="accepted at most", **LIMIT),
-    ]
-    _legend(figure, handles, "")
-    figure.savefig(path)
-
-
-def _measured(exceeded: bool, limited: bool) -> dict:
-    colour, marker = (COLOURS[1], "D") if exceeded else (COLOURS[0], "o")
-    if not limited:
-        colour = "0.45"
-    face = colour if limited else "white"
-    return {"color": colour, "marker": marker, "mfc": face, "ls": "none"}
-
-
-def _wrap(text: str, width: int, lines: int = 2) -> str:
+def wrap(text: str, width: int, lines: int = 2) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder="…")
 
 
@@ -526,10 +461,10 @@ def _shape(figure: Figure, rows: int, ratio: float) -> None:
     figure.set_figheight(figure.get_figheight() + growth)
 
 
-def _legend(figure: Figure, handles: list[Line2D], title: str) -> None:
+def legend(figure: Figure, handles: list[Line2D], title: str) -> None:
     """One legend below the axes, in as many columns as its names leave room for."""
     room = figure.get_figwidth() / CHARACTER
-    names = [_wrap(str(handle.get_label()), 40) for handle in handles]
+    names = [wrap(str(handle.get_label()), 40) for handle in handles]
     widths = [min(len(name), 40) + 7 for name in names]  # a sample and its gaps: 7
     columns = len(names) if sum(widths) < room else max(1, int(room / max(widths)))
     legend = figure.legend(handles, names, loc="outside lower center", ncols=columns)

@@ -173,10 +173,11 @@ class Recorder(keras.callbacks.Callback):
             f"{self.name}  epoch {self.done:{width}}/{self.epochs}"
             f"  loss {row['loss']:.3f} = data {row['data_loss']:.3f}"
             f" + reg {regularisation:.3f}  accuracy {row['accuracy']:.3f}{validation}"
-            f"  lr {row['learning_rate']:.2g}{rate}  {_duration(left)} left"
+            f"  lr {row['learning_rate']:.2g}{rate}  {duration(left)} left"
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -15,9 +15,9 @@ GROUPS = [
     {"layers", "schedules"},
     {"stages"},
     {"ensemble", "models", "data", "plots"},
-    {"devices", "export", "pipeline", "progress", "voting"},
+    {"devices", "export", "figures", "pipeline", "progress", "voting"},
     {"experiment", "servable"},
-    {"studies", "serving", "claims"},
+    {"comparison", "studies", "serving", "claims"},
     {"benchmark"},
 ]
 RANK = {name: rank for rank, names in enumerate(GROUPS) for name in names}
@@ -49,9 +49,9 @@ def test_a_file_imports_only_from_files_to_its_left(path):
 @pytest.mark.parametrize(
     "path", list(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
 )
-def test_only_plots_knows_matplotlib(path):
+def test_only_plots_and_figures_know_matplotlib(path):
     knows = any(name.split(".")[0] == "matplotlib" for name in imported(path))
-    assert knows == (path.stem == "plots")
+    assert knows == (path.stem in {"plots", "figures"})
 
 
 def test_import_loads_neither_data_sets_nor_plots():

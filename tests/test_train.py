@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kdrop import studies
+from kdrop import comparison
 from kdrop.data import SETS
 from kdrop.experiment import SCHEDULES, Experiment, Run
 from kdrop.models import MODELS
@@ -225,7 +225,7 @@ def test_a_full_disk_loses_nothing(train, monkeypatch, tmp_path, capsys):
 def test_what_was_exported_before_a_kill_is_not_exported_again(
     train, monkeypatch, tmp_path
 ):
-    real, calls = studies.export, []
+    real, calls = comparison.export, []
 
     def killed(*arguments, **settings):
         calls.append(arguments)
@@ -233,7 +233,7 @@ def test_what_was_exported_before_a_kill_is_not_exported_again(
             raise KeyboardInterrupt
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(studies, "export", killed)
+    monkeypatch.setattr(comparison, "export", killed)
     assert train(*QUICK) == 130
     assert train(*QUICK, "--resume") == 0
     for slug in ("spiral-none", "spiral-inverted-dropout", "spiral-vanilla-dropout"):
@@ -294,7 +294,7 @@ def test_starting_anew_says_what_is_lost(train, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(studies, "_export", stop)
+        stopped.setattr(comparison, "_export", stop)
         assert train(*QUICK, "--dropout", "none") == 130
     assert train(*QUICK, "--dropout", "none") == 0
     assert "starts anew: --resume would have gone on" in capsys.readouterr().out
@@ -306,13 +306,13 @@ def test_the_best_of_the_seeds_is_the_one_with_the_best_validation():
         return Run(Experiment(), None, {}, {**metrics, "train_accuracy": 1 - accuracy})
 
     runs = [run(0.8, 0.5), run(0.9, 0.7), run(0.9, 0.6), run(0.7, 0.1)]
-    assert studies.Compared(runs).best is runs[2]
+    assert comparison.Compared(runs).best is runs[2]
     # Without a validation part it is the training part that decides.
     alone = [
         Run(Experiment(), None, {}, {"train_accuracy": a, "train_loss": 0.0})
         for a in (0.5, 0.7)
     ]
-    assert studies.Compared(alone).best is alone[1]
+    assert comparison.Compared(alone).best is alone[1]
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 import kdrop
-from kdrop import studies
+from kdrop import comparison
+from kdrop.comparison import compare
 from kdrop.data import spiral
 from kdrop.experiment import Experiment
-from kdrop.studies import compare
 from kdrop.voting import MEASURES, Vote, vote
 
 PICTURES = {"passes", "reliability", "uncertainty"}
@@ -127,7 +127,7 @@ def exported(monkeypatch):
         draw(folder)
         return folder
 
-    monkeypatch.setattr(studies, "export", export)
+    monkeypatch.setattr(comparison, "export", export)
     return given
 
 

@@ -1,4 +1,4 @@
-"""Many runs into one table and one figure."""
+"""What train.py does: experiments side by side, the best seed of each exported."""
 
 import contextlib
 import shutil

@@ -1,0 +1,102 @@
+"""The command line of the studies."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from kdrop import studies
+from kdrop.data import BadInput, check_choice
+from kdrop.export import check_writable
+from kdrop.studies.cifar import alexnet, family
+from kdrop.studies.mnist import rate, regularisers, votes
+from kdrop.studies.runner import MOST_JOBS, Runner, cores
+from kdrop.studies.spiral import spiral
+from kdrop.studies.study import answer, search_table, settings, table, write
+
+STUDIES = {
+    study.__name__: study
+    for study in (regularisers, rate, votes, family, spiral, alexnet)
+}
+
+
+def conduct(
+    name: str,
+    size: str,
+    output: Path,
+    jobs: int,
+    console: Console,
+    data_dir: Path | None = None,
+) -> Path:
+    """Run what is left of a study, show its table, write its CSV and its figure.
+
+    Returns:
+        The study's folder.
+    """
+    check_choice("study", name, STUDIES)
+    if jobs < 1:
+        raise BadInput(f"--jobs is {jobs}, but must be at least 1.")
+    study = STUDIES[name](size)
+    folder = output / (name if size == "default" else f"{name}-{size}")
+    check_writable(folder)
+    console.print(f"{study.question}  {study.runs} runs, {jobs} at once")
+    for arm in study.arms:
+        if len(arm.candidates) > 1:
+            words = "; ".join(settings(arm).values())
+            console.print(f"{arm.name}  one of: {words}", highlight=False)
+    with Runner(folder, study.measure, study.work, jobs, console, data_dir) as runner:
+        results = answer(study, runner)
+    if (searched := search_table(results)).row_count:
+        console.print(searched)
+    console.print(table(study, results))
+    write(folder / f"{name}.csv", results)
+    finding = study.draw(folder / f"{name}.png", results)
+    console.print(finding, highlight=False)
+    return folder
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise BadInput(f"{message}.")
+
+
+def main() -> int:
+    parser = _Parser(
+        "kdrop.studies",
+        description=studies.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help=f"one of {', '.join(STUDIES)}")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="in five minutes at most")
+    sizes.add_argument("--full", action="store_true", help="the paper's own size")
+    parser.add_argument(
+        "--output", type=Path, default=Path("studies"), help="own: %(default)s"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=min(cores(), MOST_JOBS), help="runs at once"
+    )
+    parser.add_argument("--data-dir", type=Path, help="of tensorflow-datasets")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for stop in signal.SIGINT, signal.SIGTERM:
+        signal.signal(stop, signal.default_int_handler)
+    try:
+        options = parser.parse_args()
+        size = "quick" if options.quick else "full" if options.full else "default"
+        folder = conduct(
+            options.name, size, options.output, options.jobs, console, options.data_dir
+        )
+    except (BadInput, ModuleNotFoundError, OSError) as error:
+        print(f"kdrop.studies: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        return 130
+    console.print(f"written {folder}", soft_wrap=True, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

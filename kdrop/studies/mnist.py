@@ -1,0 +1,180 @@
+"""The studies on MNIST, after Srivastava et al. (2014)."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdrop import figures
+from kdrop.data import Data
+from kdrop.ensemble import sample
+from kdrop.experiment import EVALUATION_BATCH, Experiment, Run
+from kdrop.pipeline import batches
+from kdrop.studies.runner import Metrics
+from kdrop.studies.study import (
+    ERRORS,
+    Arm,
+    Results,
+    Study,
+    arms,
+    beyond,
+    metric,
+    said,
+    test_error,
+    training_error,
+)
+
+PASSES = (1, 2, 5, 10, 20, 50, 100)
+SAMPLED = 200  # passes, shared out into votes of fewer
+
+
+def regularisers(size: str) -> Study:
+    """Srivastava et al. (2014), table 9."""
+    examples, hidden, epochs, seeds = {
+        "quick": (1000, (256, 256), 12, 2),
+        "default": (10000, (512, 512), 20, 3),
+        "full": (50000, (1024, 1024, 2048), 200, 3),
+    }[size]
+    base = _mnist(examples, hidden, epochs)
+    half: dict[str, Any] = dict(dropout="InvertedDropout", rate=(0.5,), input_rate=0.2)
+    return Study(
+        f"MNIST, {examples:,} training images: which regulariser errs least?",
+        arms(
+            base,
+            **{
+                "none": [{"learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)],
+                "L2": [{"l2": l2} for l2 in (1e-5, 1e-4, 1e-3)],
+                "L1 + L2": [{"l1": x, "l2": x} for x in (1e-6, 1e-5, 1e-4)],
+                "max-norm": [{"max_norm": norm} for norm in (1.0, 2.0, 3.0)],
+                "dropout": [{**half, "rate": (rate,)} for rate in (0.3, 0.5, 0.7)],
+                "dropout + L2": [{**half, "l2": l2} for l2 in (1e-6, 1e-5, 1e-4)],
+                "dropout + max-norm": [
+                    {**half, "max_norm": norm} for norm in (1.0, 2.0, 3.0)
+                ],
+            },
+        ),
+        seeds,
+        ERRORS,
+        _draw_regularisers,
+    )
+
+
+def _mnist(examples: int, hidden: tuple[int, ...], epochs: int) -> partial:
+    """So many images to train on, and half as many, or 10,000, to choose by."""
+    held = min(examples // 2, 10000)
+    return partial(
+        Experiment, data="mnist", dropout="none", hidden=hidden, epochs=epochs,
+        train_size=examples + held, validation=held / (examples + held), batch_size=100,
+    )  # fmt: skip
+
+
+def _draw_regularisers(path: Path, results: Results) -> str:
+    ordered = sorted(results, key=lambda result: result.mean(test_error))
+    best = ordered[0]
+    plain = next(result for result in results if result.arm.name == "none")
+    title = f"Least test error: {said(best)}; {said(plain, 'without any')}"
+    groups = {"": {r.arm.name: r.values(test_error) for r in ordered[::-1]}}
+    figures.dots(path, title, groups, "Test error (%)")
+    return f"{title}. Order: {' < '.join(result.arm.name for result in ordered)}."
+
+
+def rate(size: str) -> Study:
+    """Srivastava et al. (2014), section 7.3."""
+    examples, width, product, epochs, rates, seeds = {
+        "quick": (500, 256, 64, 15, (0.0, 0.2, 0.5, 0.8, 0.9), 2),
+        "default": (5000, 512, 128, 20, (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9), 3),
+        "full": (50000, 2048, 256, 200, tuple(n / 10 for n in range(10)), 3),
+    }[size]
+    layers = 3 if size == "full" else 2
+    wide, kept = f"width {width}", f"keep × width = {product}"
+
+    def arm(series, rate, width):
+        base = _mnist(examples, (width,) * layers, epochs)
+        experiment = base(dropout="InvertedDropout", rate=(rate,))
+        return Arm(f"rate {rate:g}", (experiment,), series, rate)
+
+    return Study(
+        f"MNIST, {examples:,} training images: at which rate is the error least?",
+        [arm(wide, rate, width) for rate in rates]
+        + [arm(kept, rate, round(product / (1 - rate))) for rate in rates],
+        seeds,
+        ERRORS,
+        _draw_rate,
+    )
+
+
+def _draw_rate(path: Path, results: Results) -> str:
+    panels: dict[str, dict] = {}
+    for result in results:
+        lines = panels.setdefault(result.arm.series, {"test": {}, "training": {}})
+        lines["test"][result.arm.place] = result.values(test_error)
+        lines["training"][result.arm.place] = result.values(training_error)
+    found = []
+    for series in panels:
+        mine = [result for result in results if result.arm.series == series]
+        best = min(mine, key=lambda result: result.mean(test_error))
+        flat = [r.arm.place for r in mine if not beyond(r, best, test_error)]
+        errors = [f"{r.mean(test_error):.2f} % at rate {r.arm.place:g}" for r in mine]
+        found.append(
+            f"{series}: {errors[0]}, least {errors[mine.index(best)]}, {errors[-1]}; "
+            f"flat from {min(flat):g} to {max(flat):g}"
+        )
+    title = "\n".join(found)
+    figures.lines(path, title, panels, "Dropout rate", "Error (%)")
+    return title
+
+
+def votes(size: str) -> Study:
+    """Srivastava et al. (2014), section 7.5."""
+    examples, hidden, epochs, seeds = {
+        "quick": (1000, (256, 256), 20, 2),
+        "default": (5000, (512, 512), 30, 5),
+        "full": (50000, (1024, 1024, 1024), 200, 5),
+    }[size]
+    base = _mnist(examples, hidden, epochs)
+    dropped = base(dropout="InvertedDropout", rate=(0.5,), input_rate=0.2)
+    columns = {f"{k}\npasses": metric(f"error_of_{k}", 100) for k in PASSES}
+    return Study(
+        f"MNIST, {examples:,} training images, test error %: how many have to vote?",
+        [Arm("vote", (dropped,))],
+        seeds,
+        {"weight\nscaling": test_error, **columns},
+        _draw_votes,
+        _measure_votes,
+    )
+
+
+def _measure_votes(run: Run, data: Data) -> Metrics:
+    """Error of votes of so many passes, as a mean over votes that share no pass."""
+    test = batches(data.test, EVALUATION_BATCH, passes=1)
+    seed = run.experiment.seed
+    samples = sample(run.model, test, SAMPLED, seed=seed, verbose=0)
+    sums = np.cumsum(samples, axis=0, dtype="float32")
+    found = {}
+    for passes in PASSES:
+        ends = sums[passes - 1 :: passes]
+        together = np.diff(ends, axis=0, prepend=np.zeros_like(ends[:1]))
+        wrong = together.argmax(axis=-1) != data.test.targets
+        found[f"error_of_{passes}"] = float(wrong.mean())
+    return found
+
+
+def _draw_votes(path: Path, results: Results) -> str:
+    (result,) = results
+    scaled = result.values(test_error)
+    voted = {float(k): result.values(metric(f"error_of_{k}", 100)) for k in PASSES}
+    level = np.mean(scaled)
+    meets = [k for k, values in voted.items() if np.mean(values) <= level]
+    last = PASSES[-1]
+    words = f"from {meets[0]:.0f} passes on" if meets else f"not within {last} passes"
+    title = (
+        f"The vote is as good as weight scaling ({level:.2f} %) {words}:\n"
+        f"one pass errs in {np.mean(voted[1]):.2f} %, {last} in "
+        f"{np.mean(voted[last]):.2f} %"
+    )
+    figures.lines(
+        path, title, {"": {"vote": voted}}, "Passes that vote", "Test error (%)",
+        {"weight scaling": scaled}, logarithmic=True,
+    )  # fmt: skip
+    return title

@@ -1,0 +1,48 @@
+"""The study on the spiral."""
+
+from functools import partial
+from pathlib import Path
+
+from kdrop import figures
+from kdrop.experiment import Experiment
+from kdrop.studies.study import Results, Study, arms, better, metric, said, test_error
+
+BEST_ACCURACY, BEST_LOSS = 0.910, 0.213  # that a classifier of the spiral can have
+UNITS = ["Inverted", "Vanilla", "Exact", "Gaussian", "Uniform", "Alpha"]
+
+
+def spiral(size: str) -> Study:
+    """Layers of units, with the network that `train.py` takes."""
+    epochs, seeds = {"quick": (100, 2), "default": (500, 5), "full": (2000, 20)}[size]
+    base = partial(Experiment, data="spiral", dropout="none", epochs=epochs)
+    rates = [(0.1,), (0.3,), (0.5,)]
+    return Study(
+        "The spiral: does dropout help where the best possible accuracy is 91.0 %?",
+        arms(
+            base,
+            none=[{"learning_rate": rate} for rate in (0.002, 0.005, 0.01)],
+            **{
+                f"{name}Dropout": [
+                    {"dropout": f"{name}Dropout", "rate": rate} for rate in rates
+                ]
+                for name in UNITS
+            },
+        ),
+        seeds,
+        {
+            "test accuracy %": metric("test_accuracy", 100),
+            "test loss": metric("test_loss"),
+            "train accuracy %": metric("train_accuracy", 100),
+        },
+        _draw_spiral,
+    )
+
+
+def _draw_spiral(path: Path, results: Results) -> str:
+    plain, *others = results
+    best = min(others, key=lambda result: result.mean(test_error))
+    title = f"{better(plain, others)}:\n{said(best)}, {said(plain)}"
+    groups = {"": {r.arm.name: r.values(test_error) for r in results}}
+    limit = {"best possible classifier": 100 * (1 - BEST_ACCURACY)}
+    figures.dots(path, title, groups, "Test error (%)", limit)
+    return f"{title}. The best possible classifier: 9.0 %, loss {BEST_LOSS}."

@@ -1,0 +1,312 @@
+"""Studies: what they choose, keep, go on with, show and draw."""
+
+import csv
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+import kdrop.studies.__main__ as main
+from kdrop import figures
+from kdrop.data import Data, Part
+from kdrop.experiment import Experiment, Run, network
+from kdrop.studies import mnist
+from kdrop.studies.study import (
+    ERRORS,
+    Arm,
+    Result,
+    Study,
+    beyond,
+    choose,
+    spread,
+    standard_error,
+    test_error,
+)
+
+test_error.__test__ = False  # a metric
+SMALL = Experiment(
+    dropout="none", train_size=300, epochs=6, batch_size=50, hidden=(16,)
+)
+RATES = tuple(
+    replace(SMALL, dropout="InvertedDropout", rate=(rate,)) for rate in (0.1, 0.8)
+)
+ARMS = [Arm("none", (SMALL,)), Arm("dropout", RATES)]
+
+
+def draw(path, results):
+    groups = {"": {each.arm.name: each.values(test_error) for each in results}}
+    figures.dots(path, "What was found", groups, "Test error (%)")
+    return "What was found"
+
+
+def tiny(size):
+    return Study("Does a tiny study end?", ARMS, 2, ERRORS, draw)
+
+
+def long(size):
+    arm = Arm("long", (replace(SMALL, epochs=400),))
+    return Study("Does a killed study go on?", [arm], 1, ERRORS, draw)
+
+
+@pytest.fixture
+def conduct(monkeypatch, tmp_path, capsys):
+    """Conducts the tiny study below a folder, and returns what it says."""
+    monkeypatch.setitem(main.STUDIES, "tiny", tiny)
+
+    def conducted():
+        folder = main.conduct("tiny", "default", tmp_path, 2, Console(width=120))
+        assert folder == tmp_path / "tiny"
+        return capsys.readouterr().out
+
+    return conducted
+
+
+def read(folder):
+    with open(folder / "tiny.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_study_from_end_to_end(conduct, tmp_path, monkeypatch):
+    given = []
+    dots = figures.dots
+    monkeypatch.setattr(figures, "dots", lambda *a: [given.append(a), dots(*a)])
+    told = conduct()
+    assert "dropout  one of: rate 0.1; rate 0.8" in told
+    rows = read(tmp_path / "tiny")
+    # Two seeds of one, and two candidates of the other, of which one has two.
+    assert len(rows) == 5
+    assert len(list((tmp_path / "tiny/finished").iterdir())) == 5
+    assert not list((tmp_path / "tiny/unfinished").glob("*"))
+    for name in ("none", "dropout"):
+        chosen = [r for r in rows if (r["arm"], r["chosen"]) == (name, "1")]
+        assert [row["seed"] for row in chosen] == ["0", "1"]
+        errors = 100 * (1 - np.array([float(r["test_accuracy"]) for r in chosen]))
+        mean, error = np.mean(errors), np.std(errors, ddof=1) / np.sqrt(2)
+        shown = re.search(rf"^ *{name} +([\d.]+) ± ([\d.]+) ", told, re.MULTILINE)
+        digits = len(shown[1].partition(".")[2])
+        assert shown[1] == f"{mean:.{digits}f}" and digits >= 1
+        assert shown[2] == f"{error:.{digits}f}"
+        np.testing.assert_allclose(given[0][2][""][name], errors)
+    assert imread(tmp_path / "tiny/tiny.png").std() > 0.01
+    assert told.rstrip().endswith("What was found")
+
+    # What is finished is not trained again, and what is missing is.
+    one, other = sorted((tmp_path / "tiny/finished").glob("spiral-none-*"))
+    kept = json.loads(one.read_text())
+    kept["metrics"]["test_accuracy"] = 0.125
+    one.write_text(json.dumps(kept))
+    other.unlink()
+    conduct()
+    again = read(tmp_path / "tiny")
+    assert again[0]["test_accuracy"] == "0.125"
+    for before, after in zip(rows[1:], again[1:], strict=True):
+        assert before["test_loss"] == after["test_loss"]
+        trained_again = before["seconds"] != after["seconds"]
+        assert trained_again == (before is rows[1])
+
+
+def until(condition):
+    for _ in range(600):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not happen within a minute")
+
+
+def test_a_killed_study_goes_on(monkeypatch, tmp_path):
+    code = (
+        "import sys, test_studies, kdrop.studies.__main__ as main;"
+        "main.STUDIES['long'] = test_studies.long; sys.exit(main.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "long", "--output", tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    saved = until(lambda: list((tmp_path / "long/unfinished").glob("*/epoch-*.keras")))
+    process.kill()
+    process.wait(60)
+
+    def alone():
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+
+    until(alone)  # no process trains on
+    path = saved[0].parent / "history.json"
+    history = json.loads(path.read_text())
+    assert history["epoch"][-1] < 400
+    # A run that goes on adds to these seconds.
+    history["seconds"] = [1000 + each for each in history["seconds"]]
+    path.write_text(json.dumps(history))
+    monkeypatch.setitem(main.STUDIES, "long", long)
+    main.conduct("long", "default", tmp_path, 1, Console(quiet=True))
+    with open(tmp_path / "long/long.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["seconds"]) > 1000
+
+
+def late(path):
+    time.sleep(20)
+    path.touch()
+
+
+def test_a_stop_is_told_and_ends_the_processes(monkeypatch, tmp_path, capsys):
+    def stop(runner, experiments):
+        runner.pool.submit(late, tmp_path / "late")
+        until(multiprocessing.active_children)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(main.Runner, "run", stop)
+    monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert main.main() == 130
+    for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(each, handler)
+    assert capsys.readouterr().err == "Stopped. The same command goes on.\n"
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "late").exists()
+
+
+def found(accuracy, loss=1.0, test=0.5):
+    return {
+        "validation_accuracy": accuracy,
+        "validation_loss": loss,
+        "test_accuracy": test,
+    }
+
+
+def test_validation_alone_chooses():
+    one, other = RATES
+    assert choose({one: found(0.7, test=0.9), other: found(0.8, test=0.1)}) is other
+    assert choose({one: found(0.8, 0.3), other: found(0.8, 0.4)}) is one
+
+
+def result(*accuracies):
+    metrics = {n: found(0.5, test=each) for n, each in enumerate(accuracies)}
+    return Result(ARMS[0], SMALL, {}, metrics)
+
+
+def test_the_seeds_spread():
+    errors = np.array([12.0, 15.0, 11.0])
+    three = result(*(1 - errors / 100))
+    assert standard_error(errors) == pytest.approx(np.std(errors, ddof=1) / 3**0.5)
+    assert spread([three], test_error) == ["12.7 ± 1.2"]
+    assert spread([result(0.9877)], test_error) == ["1.23"]
+    # As many digits in all of a column.
+    several = [three, result(0.9877)]
+    assert spread(several, test_error) == ["12.67 ± 1.20", "1.23"]
+    # Means 12.67 and 15, of standard errors 1.2 and .58: 2.33 is less than 2 * 1.33.
+    near, far = result(0.84, 0.85, 0.86), result(0.83, 0.84, 0.85)
+    assert not beyond(near, three, test_error)
+    assert beyond(far, three, test_error)
+    assert not beyond(three, far, test_error)
+
+
+def test_votes_of_so_many_share_no_pass(monkeypatch):
+    samples = np.random.default_rng(3).dirichlet(np.ones(4), (200, 30))
+    monkeypatch.setattr(mnist, "sample", lambda *a, **settings: samples)
+    targets = np.random.default_rng(4).integers(0, 4, 30)
+    part = Part(np.zeros((30, 2), "float32"), targets)
+    measured = mnist._measure_votes(
+        Run(SMALL, None, {}, {}), Data("spiral", part, part, part, tuple("abcd"))
+    )
+    for passes in mnist.PASSES:
+        parts = samples.reshape(-1, passes, 30, 4).mean(axis=1)
+        wrong = np.mean([np.mean(p.argmax(axis=1) != targets) for p in parts])
+        assert measured[f"error_of_{passes}"] == pytest.approx(wrong)
+
+
+def data_of(experiment):
+    settings = experiment.resolved()
+    shape = {"spiral": (2,), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+    empty = np.zeros((1, *shape[settings.data]), "float32")
+    part = Part(empty, np.zeros(1, "int32"))
+    return Data(settings.data, part, part, part, tuple("abcdefghij"))
+
+
+@pytest.mark.parametrize("name", main.STUDIES)
+def test_each_study_can_be_built(name):
+    for size in ("quick", "default", "full"):
+        study = main.STUDIES[name](size)
+        assert len({(arm.series, arm.name) for arm in study.arms}) == len(study.arms)
+        if not study.arms[0].series:
+            # The same budget for all that are compared: candidates, epochs, examples.
+            assert len({len(arm.candidates) for arm in study.arms}) == 1
+            each = [e.resolved() for arm in study.arms for e in arm.candidates]
+            assert len({(e.epochs, e.train_size, e.batch_size) for e in each}) == 1
+        if size == "quick":
+            for arm in study.arms:
+                network(arm.candidates[0], data_of(arm.candidates[0]))
+
+
+@pytest.mark.parametrize("name", main.STUDIES)
+def test_each_study_says_and_draws_what_it_found(name, tmp_path):
+    study = main.STUDIES[name]("quick")
+    rng = np.random.default_rng(5)
+    names = ("test_accuracy", "test_loss", "train_accuracy", "step", "seconds")
+    names += ("expected_calibration_error",)
+    names += tuple(f"error_of_{passes}" for passes in mnist.PASSES)
+    results = [
+        Result(
+            arm,
+            arm.candidates[0],
+            {},
+            {
+                seed: dict(zip(names, rng.random(len(names)), strict=True))
+                for seed in (0, 1)
+            },
+        )
+        for arm in study.arms
+    ]
+    finding = study.draw(tmp_path / "figure.png", results)
+    assert imread(tmp_path / "figure.png").std() > 0.01
+    best = min(results, key=lambda each: each.mean(test_error))
+    assert f"{best.mean(test_error):.2f}" in finding
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["spirl"], "There is no study 'spirl': did you mean spiral?"),
+        ([], "the following arguments are required: name."),
+        (["spiral", "--jobs", "0"], "--jobs is 0, but must be at least 1."),
+        (["spiral", "--jobs", "a"], "argument --jobs: invalid int value: 'a'."),
+        (["spiral", "--quick", "--full"], "not allowed with argument"),
+        (
+            ["spiral", "--output", "file"],
+            "the output folder file/spiral cannot be written",
+        ),
+        (["votes", "--quick", "--data-dir", "none"], "none is not a folder"),
+        (["tiny"], "cannot be read: delete it, and its run is trained again."),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(
+    arguments, sentence, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(main.STUDIES, "tiny", tiny)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    kept = Path("studies/tiny/finished") / f"{RATES[0].key()}.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{")
+    monkeypatch.setattr(sys, "argv", ["studies", *arguments])
+    assert main.main() == 2
+    told = capsys.readouterr().err
+    assert told.startswith("kdrop.studies: ") and told.count("\n") == 1
+    assert sentence in told
