@@ -1,4 +1,4 @@
-"""The figures of many runs: what studies find, and what speed was measured.
+"""The figures of many runs: what studies find, what speed was measured or is expected.
 
 Each function writes the PNG at `path`. As in `plots`, nothing is told by colour alone.
 """
@@ -189,6 +189,52 @@ def ratios(path: Path, rows: Sequence[Mapping]) -> None:
         Line2D([], [], label="no limit set", **_measured(False, False)),
         Line2D([], [], label="accepted at most", **LIMIT),
     ]
+    legend(figure, handles, "")
+    figure.savefig(path)
+
+
+@matplotlib.rc_context(STYLE)
+def scaling(path: Path, rows: Sequence[Mapping]) -> None:
+    """Draw the throughput of several devices, as a multiple of that of one.
+
+    Args:
+        rows: Those of `kdrop.scaling`: `network`, `scaling` (weak or strong), `link`,
+            `devices` and `times`.
+    """
+    links = list(dict.fromkeys(row["link"] for row in rows))
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    kinds = {"weak": "Each device its own batch", "strong": "All share one batch"}
+    figure = Figure((7.2, 5), layout="constrained")
+    grid = figure.subplots(2, len(links), sharex=True, sharey=True, squeeze=False)
+    for line, (kind, words) in zip(grid, kinds.items(), strict=True):
+        line[0].set_ylabel(f"{words}:\ntimes one device")
+        for panel, link in zip(line, links, strict=True):
+            own = [r for r in rows if (r["scaling"], r["link"]) == (kind, link)]
+            best = max(own, key=lambda row: row["times"])
+            most = f"{best['times']:,.0f} times ({best['network']})"
+            gain = f"up to\n{most}" if best["times"] >= 1.5 else "\nnothing gained"
+            panel.set_title(f"{link}, {gain}")
+            devices = sorted({row["devices"] for row in own})
+            panel.plot(devices, devices, color="0.5", linewidth=0.8)
+            for n, name in enumerate(names):
+                times = [row["times"] for row in own if row["network"] == name]
+                look = {"color": COLOURS[n % 10], "marker": MARKERS[n % 10]}
+                panel.plot(devices, times, markersize=3, linewidth=1, **look)
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.xaxis.set_major_locator(LogLocator(4))
+            panel.xaxis.set_major_formatter("{x:,.0f}")
+            panel.yaxis.set_major_formatter("{x:,g}")
+            panel.minorticks_off()
+            panel.grid(color="0.88", linewidth=0.4)
+            panel.spines[["top", "right"]].set_visible(False)
+    for panel in grid[-1]:
+        panel.set_xlabel("Devices")
+    handles = [
+        Line2D([], [], label=name, color=COLOURS[n % 10], marker=MARKERS[n % 10])
+        for n, name in enumerate(names)
+    ]
+    handles.append(Line2D([], [], label="as many times as devices", color="0.5"))
     legend(figure, handles, "")
     figure.savefig(path)
 

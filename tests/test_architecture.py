@@ -17,7 +17,7 @@ GROUPS = [
     {"ensemble", "models", "data", "plots"},
     {"devices", "export", "figures", "pipeline", "progress", "voting"},
     {"experiment", "servable"},
-    {"comparison", "studies", "serving", "claims"},
+    {"comparison", "studies", "serving", "claims", "scaling"},
     {"benchmark"},
 ]
 RANK = {name: rank for rank, names in enumerate(GROUPS) for name in names}

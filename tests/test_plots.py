@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from kdrop import plots
+from kdrop import figures, plots
 
 CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
 ARMS = ["arm 0", "arm 1", "arm 2"]
@@ -155,6 +155,29 @@ def draw_certainty(path, count, channels, labels):
     plots.certainty(path, TITLE, pixels, targets, samples, labels)
 
 
+def draw_scaling(path, networks, links):
+    devices = [2**n for n in range(11)]
+    rows = [
+        dict(
+            network=network,
+            scaling=kind,
+            link=link,
+            devices=count,
+            times=count ** (0 if kind == "strong" else 1 - number / 9),
+        )
+        for kind in ("weak", "strong")
+        for number, network in enumerate(networks)
+        for link in links
+        for count in devices
+    ]
+    figures.scaling(path, rows)
+    return rows
+
+
+LINKS = "1 Gbit/s", "10 Gbit/s", "100 Gbit/s"
+NETWORKS = "srivastava_cnn", "spiral_mlp", "mnist_mlp", "concat_mlp", "alexnet32"
+
+
 CASES = {
     "curves of one epoch": lambda path: draw_curves(path, RUNS[:1], 1),
     "short curves": lambda path: draw_curves(path, RUNS[:3], 3, validation=False),
@@ -186,6 +209,8 @@ CASES = {
     "certainty of photographs": lambda path: draw_certainty(path, 40, 3, CIFAR),
     "certainty of drawings": lambda path: draw_certainty(path, 11, 1, list("012")),
     "certainty of long labels": lambda path: draw_certainty(path, 40, 3, LONG),
+    "scaling": lambda path: draw_scaling(path, NETWORKS, LINKS),
+    "scaling of one": lambda path: draw_scaling(path, NETWORKS[:1], LINKS[:1]),
 }
 
 
@@ -458,3 +483,22 @@ def test_certainty_orders_the_images_by_entropy(drawn):
         np.testing.assert_array_equal(panel.images[0].get_array(), pixels[n])
         share = shares[n] + (1 - shares[n]) / 10
         assert panel.get_title() == f"{CIFAR[targets[n]]}\n✓ {share:.0%}"
+
+
+def test_scaling_draws_each_network_over_the_devices(drawn):
+    rows = draw_scaling(drawn.path, ["a", "b"], LINKS[:2])
+    panels = drawn.figure.axes
+    for panel, kind, link in zip(
+        panels, ["weak", "weak", "strong", "strong"], [*LINKS[:2]] * 2, strict=True
+    ):
+        ideal, *lines = panel.lines
+        np.testing.assert_array_equal(*ideal.get_xydata().T)
+        for line, name in zip(lines, "ab", strict=True):
+            own = [
+                (row["devices"], row["times"])
+                for row in rows
+                if (row["scaling"], row["link"], row["network"]) == (kind, link, name)
+            ]
+            np.testing.assert_array_equal(line.get_xydata(), own)
+        gain = "up to\n1,024 times (a)" if kind == "weak" else "\nnothing gained"
+        assert panel.get_title() == f"{link}, {gain}"
