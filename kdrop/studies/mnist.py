@@ -167,9 +167,11 @@ def _draw_votes(path: Path, results: Results) -> str:
     level = np.mean(scaled)
     meets = [k for k, values in voted.items() if np.mean(values) <= level]
     last = PASSES[-1]
-    words = f"from {meets[0]:.0f} passes on" if meets else f"not within {last} passes"
+    words = f"does not reach weight scaling ({level:.2f} %) within {last} passes"
+    if meets:
+        words = f"reaches weight scaling ({level:.2f} %) with {meets[0]:.0f} passes"
     title = (
-        f"The vote is as good as weight scaling ({level:.2f} %) {words}:\n"
+        f"The vote {words}:\n"
         f"one pass errs in {np.mean(voted[1]):.2f} %, {last} in "
         f"{np.mean(voted[last]):.2f} %"
     )

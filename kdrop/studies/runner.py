@@ -95,6 +95,7 @@ class Runner:
 
     def run(self, experiments: Mapping[str, Experiment]) -> dict[Experiment, Metrics]:
         """The metrics of each of the experiments; their names are for the lines."""
+        before = self.resumed
         for experiment in experiments.values():
             path = self._path(experiment)
             if experiment not in self.known and path.exists():
@@ -110,6 +111,8 @@ class Runner:
         with _silence():
             running = {self.pool.submit(_run, each, *arguments): each for each in names}
         self.resumed += sum(map(self._part, names))
+        if self.resumed > before:  # or it would seem to be the work of a moment
+            self.bar.reset(self.task, completed=round(self._reached(names)))
         while running:
             finished, _ = wait(running, POLL_SECONDS, return_when="FIRST_COMPLETED")
             for future in finished:
