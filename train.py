@@ -21,6 +21,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -196,9 +197,10 @@ def main() -> int:
         print(f"train.py: {error}; --resume goes on from there", file=sys.stderr)
         return 2
     except Exception as error:
-        if not devices.lost(error):
-            raise
-        print(f"train.py: {devices.ENDED}", file=sys.stderr)
+        if (told := devices.lost(error)) is None:
+            traceback.print_exc()
+            return 1
+        print(f"train.py: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command with --resume goes on.", file=sys.stderr)
@@ -209,7 +211,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    if code:  # at once: JAX would wait for the other processes
+    code = 1
+    with contextlib.suppress(OSError):  # a pipe that nobody reads
+        code = main()
         sys.stdout.flush()
+    if code:  # at once: JAX would wait for the other processes
         os._exit(code)

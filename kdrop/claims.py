@@ -6,14 +6,16 @@ that a layer reads and writes, forward and backward.
 """
 
 import functools
+import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from rich.console import Console
 
 import kdrop
 from kdrop import bits, reference
-from kdrop.experiment import Experiment, build, load_data, train
+from kdrop.devices import join
+from kdrop.experiment import ALONE, Experiment, build, load_data, train
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
 from kdrop.stages import Stages
@@ -229,16 +232,60 @@ def _spiral_program() -> Variants:
             program.step(*data.train)
         return (time.perf_counter() - start) / epochs
 
-    def in_kdrop():
-        with tempfile.TemporaryDirectory() as folder:
-            unfinished = Unfinished(Path(folder))
-            recorder = Recorder(Console(quiet=True), "")
-            history = train(settings, data, unfinished, recorder).history
-        # From report to report, without the compilation before the first.
-        seconds, epochs = history["seconds"], history["epoch"]
-        return (seconds[-1] - seconds[0]) / (epochs[-1] - epochs[0])
+    return {"reference.py": in_numpy, "train.py": lambda: _epoch(settings, data)}
 
-    return {"reference.py": in_numpy, "train.py": in_kdrop}
+
+def _epoch(settings, data, devices=ALONE) -> float:
+    """Seconds of an epoch of training as train.py does it."""
+    with tempfile.TemporaryDirectory() as folder:
+        unfinished = Unfinished(Path(folder))
+        recorder = Recorder(Console(quiet=True), "")
+        history = train(settings, data, unfinished, recorder, (), devices).history
+    # From report to report, without the compilation before the first.
+    seconds, epochs = history["seconds"], history["epoch"]
+    return (seconds[-1] - seconds[0]) / (epochs[-1] - epochs[0])
+
+
+# One of several processes, on a core of its own before any library counts them.
+PROCESS = """
+import os, sys
+number, count, coordinator = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[number]])
+from kdrop import claims
+print(claims.shared_step(count, number, coordinator))
+"""
+
+
+def shared_step(processes: int, number: int, coordinator: str) -> float:
+    """Seconds of a step on 128 images that so many processes share."""
+    devices = join(processes, number, coordinator)
+    settings = Experiment(
+        data="cifar10", train_size=2048, validation=0.0, batch_size=128, epochs=4
+    )
+    data = load_data(settings)
+    data = replace(data, test=data.validation)  # of none
+    return _epoch(settings, data, devices) / (2048 / 128)
+
+
+def _processes() -> Variants:
+    def measure(count):
+        with socket.create_server(("localhost", 0)) as server:
+            coordinator = f"localhost:{server.getsockname()[1]}"
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, str(number), str(count), coordinator],
+                env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+        return float([process.communicate()[0] for process in running][0])
+
+    return {
+        "one process": lambda: measure(1),
+        "two processes": lambda: measure(2),
+    }
 
 
 def _pipeline() -> Variants:
@@ -666,6 +713,14 @@ CLAIMS = {
         "an epoch of 2-512-3 on 3,000 points, dropout .1",
         "reference.py",
         _spiral_program,
+    ),
+    "processes": Claim(
+        "a training step of alexnet32 on 128 images, each process on a core of its own",
+        "one process",
+        _processes,
+        {"two processes": 1 / 1.7},
+        rounds=1,
+        warm_up=0,
     ),
     "pipeline": Claim(
         "a training step of alexnet32 on CIFAR-10",

@@ -5,6 +5,7 @@ Nothing distributed is done here. Several devices of one machine are TensorFlow'
 cut into equal parts, one for each device, and what a seed draws does not depend on it.
 """
 
+import ipaddress
 import json
 import os
 import socket
@@ -23,6 +24,10 @@ import numpy as np
 from kdrop.data import BadInput
 
 ENDED = "another process has ended; --resume goes on from the last finished epoch"
+UNREACHED = (
+    "another process cannot be reached: it has ended, or all ports between the "
+    "machines have to be open"
+)
 HEARTBEAT_SECONDS = 20  # without a sign of life for so long, a process is gone
 
 
@@ -64,6 +69,10 @@ class Devices:
                 f"process {others[0]} has other settings than process 0: all "
                 "processes take the same."
             )
+
+    def decide(self, own: bool) -> bool:
+        """What the first process decides, in all of them."""
+        return own if self.processes == 1 else self.from_first(bytes([own])) == b"\1"
 
     def from_first(self, content: bytes) -> bytes:
         """The first process's content, in all of them."""
@@ -154,7 +163,8 @@ def join(
         wait: Seconds for all processes to come together.
 
     Raises:
-        BadInput: An argument that is not as said, or the coordinator is not there.
+        BadInput: An argument that is not as said, the coordinator is not there, or
+            other machines would not reach this one by its name.
     """
     import jax
 
@@ -185,6 +195,8 @@ def join(
             initialization_timeout=wait,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
+        if jax.default_backend() == "cpu":  # accelerators find their own ways
+            _check_name(coordinator.rpartition(":")[0])
     if jax.device_count() == 1:
         return Devices()
     spread = keras.distribution.DataParallel(auto_shard_dataset=False)
@@ -196,11 +208,33 @@ def _variable(option: str) -> str | None:
     return next(filter(None, found), None)
 
 
-def lost(error: BaseException | None) -> bool:
-    """Whether an error comes of another process's end."""
+def _check_name(coordinator: str) -> None:
+    """Refuse to tell other machines an address of this one that is theirs, too.
+
+    What sums over processors listens where the machine's own name points to.
+    """
+    if coordinator == "localhost" or coordinator.startswith("127."):
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.getaddrinfo(name, None)[0][4][0]
+    except OSError:
+        address = "127.0.0.1"  # what is then taken
+    if ipaddress.ip_address(address).is_loopback:
+        raise BadInput(
+            f"{name}, the name of this machine, means {address} here, where no other "
+            "machine reaches it: let it mean its address in /etc/hosts, or take "
+            "--coordinator localhost:PORT for processes of one machine."
+        )
+
+
+def lost(error: BaseException | None) -> str | None:
+    """What to tell where an error comes of another process's end, else `None`."""
     while error is not None:
+        if "Gloo context initialization failed" in str(error):
+            return UNREACHED
         if "Gloo" in str(error):
-            return True
+            return ENDED
         error = error.__cause__ or error.__context__
     if keras.backend.backend() == "jax":
         import jax
@@ -208,7 +242,7 @@ def lost(error: BaseException | None) -> bool:
         if jax.distributed.is_initialized():
             # It may yet be so: JAX then aborts this process, and `watch.py` tells why.
             time.sleep(HEARTBEAT_SECONDS + 5)
-    return False
+    return None
 
 
 def _meet(coordinator: str, number: int, wait: int) -> None:

@@ -312,7 +312,9 @@ def _train(experiment, data, unfinished, recorder, callbacks, devices):
     model, history = unfinished.load()
     model = _synchronised(model or build(settings, data))
     scheduled = _scheduled(settings, data, model)
-    recorder.begin(settings.epochs, history, unfinished, list(scheduled))
+    recorder.begin(
+        settings.epochs, history, unfinished, list(scheduled), devices.decide
+    )
     validates = len(data.validation.targets) > 0
     steps = _steps(settings, data.train)
     stride = _stride(settings.epochs, steps)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,14 @@ class Recorder(keras.callbacks.Callback):
         history: History,
         unfinished: Unfinished,
         scheduled: Sequence[Any] = (),
+        decide: Callable[[bool], bool] = bool,
     ):
         """Start anew, or after the epochs that `history` holds, towards `epochs`.
 
-        The history holds the rate of each `scheduled` layer, too.
+        The history holds the rate of each `scheduled` layer, too. What depends on the
+        clock is passed through `decide`, for several processes to do the same.
         """
-        self.epochs, self.unfinished = epochs, unfinished
+        self.epochs, self.unfinished, self.decide = epochs, unfinished, decide
         self.scheduled = scheduled
         self.history = {name: list(values) for name, values in history.items()}
 
@@ -149,7 +151,10 @@ class Recorder(keras.callbacks.Callback):
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
         self.console.print(self._line(row, now), soft_wrap=True, highlight=False)
-        if now - self.saved >= SAVE_SECONDS or self.done == self.epochs:
+        due = now - self.saved >= SAVE_SECONDS or self.done == self.epochs
+        # To save a model on JAX takes all processes: one that does so alone would meet
+        # the others in another step, and all would wait for ever.
+        if self.decide(due):
             self.unfinished.save(self.model, self.history)
             self.saved = time.perf_counter()
 

@@ -9,6 +9,7 @@ import signal
 import sys
 
 ABORT = "the JAX distributed service detected fatal errors"
+TRIES = "gloo/transport/tcp/debug_logger.cc"  # connections tried again
 
 
 def main():
@@ -18,7 +19,7 @@ def main():
         line = raw.decode(errors="replace")
         if abort or ABORT in line:
             abort += line
-        else:
+        elif TRIES not in line:
             told |= line.startswith("train.py: ")
             print(line, end="", file=sys.stderr, flush=True)
     if abort and not told:

@@ -1,6 +1,9 @@
 """Several devices of one machine train as one does."""
 
 import dataclasses
+import socket
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -9,8 +12,9 @@ import tensorflow as tf
 from rich.console import Console
 
 from kdrop import experiment as module
+from kdrop import watch
 from kdrop.data import BadInput, Part
-from kdrop.devices import Devices, replicas
+from kdrop.devices import ENDED, UNREACHED, Devices, _check_name, lost, replicas
 from kdrop.experiment import Experiment, load_data, train
 from kdrop.pipeline import batches
 from kdrop.progress import Recorder, Unfinished
@@ -169,3 +173,47 @@ def test_more_replicas_than_devices_are_refused():
 def test_a_compiled_step_is_refused_on_several(tmp_path, pair):
     with pytest.raises(BadInput, match="--jit-compile"):
         run(dataclasses.replace(SMALL, jit_compile=True), tmp_path, pair)
+
+
+@pytest.mark.parametrize("points_to", ["127.0.1.1", "::1", None])
+def test_a_name_that_other_machines_cannot_use_is_refused(points_to, monkeypatch):
+    def address(name, port):
+        if points_to is None:
+            raise socket.gaierror
+        return [(None, None, None, None, (points_to, port))]
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "second")
+    monkeypatch.setattr(socket, "getaddrinfo", address)
+    told = "second, the name of this machine, means (::1|127.0.[01].1) here"
+    with pytest.raises(BadInput, match=told):
+        _check_name("first")
+    _check_name("localhost")  # there are no other machines
+    _check_name("127.0.0.1")
+    points_to = "10.7.0.2"
+    _check_name("first")
+
+
+def test_errors_of_a_lost_process_are_told_from_others():
+    def wrapped(text):
+        error = ValueError("of Keras")
+        error.__cause__ = RuntimeError(text)
+        return error
+
+    assert lost(wrapped("Gloo all-reduce failed: Connection closed by peer")) == ENDED
+    assert lost(wrapped("Gloo context initialization failed: time")) == UNREACHED
+    assert lost(wrapped("of our own")) is None
+
+
+def test_an_abort_is_told_in_a_sentence_and_tries_are_not():
+    tries = f"[external/{watch.TRIES}:25] ERROR failed to connect, willRetry=1\n"
+    abort = f"F1124 Terminating process because {watch.ABORT}.\nRegisterTask\n"
+    ends = '{"RegisterTask": "not all came", "": "one has ended"}'
+    for given, told in (
+        ("plain\n" + tries + abort, "plain\ntrain.py: not all came\n"),
+        (abort.replace("RegisterTask", "?"), "train.py: one has ended\n"),
+        ("train.py: ended\n" + abort, "train.py: ended\n"),
+        (tries, ""),
+    ):
+        command = [sys.executable, "-I", watch.__file__, ends]
+        found = subprocess.run(command, input=given, capture_output=True, text=True)
+        assert (found.stderr, found.stdout) == (told, "")

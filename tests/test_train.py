@@ -188,6 +188,8 @@ def test_a_missing_data_set_package_is_one_sentence(train, monkeypatch, capsys):
         (["--name", ""], "plain name"),
         (["--mirror", "True"], "Only images"),
         (["--seed", "4294967295", "--seeds", "2"], "--seed is 4294967296"),
+        (["--processes", "2"], "KERAS_BACKEND=jax python train.py --processes N"),
+        (["--coordinator", "first:9876"], "several processes take the JAX backend"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(train, tmp_path, capsys, arguments, told):
