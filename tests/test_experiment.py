@@ -334,6 +334,10 @@ def test_layers_for_maps_stand_behind_convolutions(name):
         drops = [x for x in built.layers if x.name.startswith("drop_")]
         kinds = [type(layer).__name__ for layer in drops]
         dense = len(drops) - convolutions - 1
+        plain = dataclasses.replace(settings, dropout="InvertedDropout")
+        places = module.network(plain, images()).layers
+        places = {x.name: x.rate for x in places if x.name.startswith("drop_")}
+        assert {x.name: x.rate for x in drops} == places
         place = ["InvertedDropout"]
         assert kinds == place + [name] * convolutions + place * dense and dense
         assert getattr(drops[1], "block_size", 3) == 3
