@@ -107,6 +107,10 @@ def _sum(result, names, one, other, draw, rows):
         result[1]: ops.arange(sizes[1], dtype="int32"),
     }
     keys = bits.row_keys(kernels.key_of(draw), kernels.named(rows, (size["b"],)))
+    if summed == "b":
+        # XLA compiles the loop of an empty batch too, and has to find a row for it.
+        down, across = (ops.pad(value, ((0, 1), (0, 0))) for value in (down, across))
+        keys = [ops.pad(key, ((0, 1),)) for key in keys]
 
     def add(k, total):
         at = {**place, summed: k}

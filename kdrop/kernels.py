@@ -28,7 +28,7 @@ from kdrop import bits
 # exported sets it while it is traced: a model server may have no XLA.
 plain = contextvars.ContextVar("plain", default=False)
 
-# The values to which alpha dropout sets a SELU unit: Klambauer et al., 2017, section 3
+# The values to which alpha dropout sets a SELU unit: Klambauer et al., 2017, section 2
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
@@ -185,7 +185,7 @@ def _multiply(inputs, noise, draw):
 
 
 def _alpha_factor(draw, dtype):
-    """The `a` of section 3 of the paper, from the rate and the dropped value."""
+    """The `a` of section 2 of the paper, from the rate and the dropped value."""
     share = rate(draw, dtype) * (_SELU_ALPHA * _SELU_SCALE) ** 2
     return ops.rsqrt(kept(draw, dtype) * (1 + share))
 
@@ -311,6 +311,12 @@ def _traced(of, kernel, noise_shape):
 def _differentiable(kernel, noise_shape, inputs, draw, rows):
     if plain.get():  # an export keeps no gradient
         return _fused(kernel, noise_shape, inputs, draw, rows)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        # JAX's own derivatives, forward ones too, of which it keeps nothing.
+        run = functools.partial(_run, kernel, noise_shape)
+        return jax.checkpoint(run)(inputs, draw, rows)
 
     @ops.custom_gradient
     def call(inputs, draw, rows):
@@ -371,8 +377,9 @@ def _padded(kernel, noise_shape, inputs, draw, rows):
     shape = ops.shape(inputs)
     sizes = _sizes(kernel, noise_shape, shape)
     count = functools.reduce(operator.mul, sizes, 1)
-    bits_of_count = tf.math.log(tf.cast(count, "float64")) / math.log(4)
-    padded = 4 ** tf.cast(tf.math.ceil(bits_of_count), "int32")
+    bits_of_count = tf.math.log(tf.cast(tf.maximum(count, 1), "float64")) / math.log(4)
+    power = tf.cast(tf.math.ceil(bits_of_count), "int32")
+    padded = tf.where(power < 16, 4 ** tf.minimum(power, 15), count)
     draw_noise = compiled(_noise_like, None, kernel)
     noise = draw_noise(draw, named(rows, shape), tf.zeros([padded], "bool"))
     return _combined(kernel, noise[:, :count], sizes, inputs, draw)

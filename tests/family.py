@@ -77,7 +77,7 @@ def numpy(tensor):
 
 
 def alpha_lowest(rate):
-    """Klambauer et al., 2017, section 3, written out."""
+    """Klambauer et al., 2017, section 2, written out."""
     lowest, keep = -1.7580993408473766, 1 - rate
     a = (keep + lowest**2 * keep * rate) ** -0.5
     return a * lowest - a * rate * lowest

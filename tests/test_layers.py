@@ -74,6 +74,36 @@ def test_rate_zero_changes_nothing(case):
     assert_close(numpy(outputs), numpy(inputs))
 
 
+@every_layer
+def test_an_empty_batch_is_one(case):
+    layer = case.make(0.5)
+    empty = ops.zeros((0, *case.shape[1:]))
+    assert layer(case.ones(), training=True).shape == case.shape
+    outputs, d_inputs = gradient(layer, empty, empty)
+    assert outputs.shape == d_inputs.shape == empty.shape
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's own derivatives")
+def test_forward_derivatives_on_jax():
+    import jax
+
+    layer = kdrop.InvertedDropout(0.5, seed=1)
+    state = [variable.value for variable in layer.non_trainable_variables]
+
+    def drop(x):
+        return layer.stateless_call([], state, x, training=True)[0]
+
+    inputs = ops.ones((3, 4))
+    scales = numpy(drop(inputs))
+    hessian = jax.hessian(lambda x: ops.sum(drop(x) ** 3))(inputs)
+    # Of the sum of (scale x)^3, at 1
+    expected = np.diag(6 * scales.ravel() ** 3).reshape(hessian.shape)
+    np.testing.assert_allclose(hessian, expected, rtol=1e-6)
+    # A gradient keeps the numbers of the draw, and no mask.
+    _, pull = jax.vjp(drop, inputs)
+    assert all(np.size(value) <= 5 for value in jax.tree_util.tree_leaves(pull))
+
+
 # Promise 2: one key, one mask
 
 # Of the first and the second draw, so that all backends and platforms draw the same.

@@ -199,6 +199,20 @@ def test_standout_keeps_by_the_sigmoid_of_its_inputs():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("logit", [-1e30, -120.0, -88.0, 88.0, 1e30])
+def test_standout_is_finite_where_it_is_sure(logit):
+    layer = StandoutDropout(seed=3)
+    layer.build((None, 1))
+    layer.kernel.assign([[1.0]])
+    inputs = tf.fill((1000, 1), np.float32(logit))
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+    d_inputs, d_kernel = tape.gradient(outputs, [inputs, layer.kernel.value])
+    np.testing.assert_array_equal(outputs, inputs if logit > 0 else tf.zeros((1000, 1)))
+    assert np.isfinite(d_inputs).all() and np.isfinite(d_kernel).all()
+
+
 def test_standout_learns_through_the_expectation_of_its_mask():
     rng = np.random.default_rng(0)
     inputs = tf.constant(rng.normal(size=(16, 6)), "float64")

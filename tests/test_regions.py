@@ -434,3 +434,13 @@ def test_symbolic_shapes_leave_the_kept_tokens_open(return_indices):
     assert list(computed if return_indices else [computed]) == shapes
     config = layer.get_config()
     assert TokenDropout.from_config(config).get_config() == config
+
+
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_too_few_tokens_are_told_at_run_time_too(tokens):
+    layer = TokenDropout(0.5, prefix_tokens=6)
+    shape = tf.TensorSpec((None, None, 4))
+    call = tf.function(lambda x: layer(x, training=True), input_signature=[shape])
+    assert call(tf.ones((2, 8, 4))).shape == (2, 7, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="behind the prefix"):
+        call(tf.ones((2, tokens, 4)))

@@ -395,3 +395,9 @@ def test_in_a_recurrent_cell(layer_class):
     assert_frequency(masks, 0.5)
     for step in range(4):
         assert_independent(masks[:, step], masks[:, step + 1])
+
+
+def test_a_size_of_zero_is_one_of_many():
+    layer = kdrop.InvertedDropout(0.5)
+    for size in (8, 9, 0):  # the sizes of the later calls are unknown to the graph
+        assert layer(tf.ones((4, size)), training=True).shape == (4, size)

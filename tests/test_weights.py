@@ -564,3 +564,28 @@ def test_bad_arguments_are_refused_by_name(arguments, named):
 def test_integer_inputs_are_refused():
     with pytest.raises(ValueError, match="floating-point inputs only.*int32"):
         DropConnectDense(3, 0.5)(np.ones((2, 2), "int32"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (DropConnectDense(4, 0.5), (0, 8), (0, 4)),
+        (DropConnectDense(4, 0.5), (0, 2, 8), (0, 2, 4)),
+    ],
+)
+def test_an_empty_batch_stays_one(layer, shape, expected):
+    assert layer(tf.zeros(shape), training=True).shape == expected
+
+
+def test_the_gradient_of_an_empty_batch_is_none_to_the_weights():
+    layer = dense(dtype="float32")
+    layer.build((None, 8))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 8))])
+    def d_kernel(inputs):
+        with tf.GradientTape() as tape:
+            outputs = layer(inputs, training=True)
+        return tape.gradient(outputs, layer.kernel.value)
+
+    np.testing.assert_array_equal(d_kernel(tf.zeros((0, 8))), np.zeros((8, 4)))
+    assert (d_kernel(tf.ones((3, 8))).numpy() != 0).any()

@@ -102,6 +102,8 @@ def _kernel(units, inner):
 
     def noise(words, draw):
         rows, size = ops.shape(words)
+        if isinstance(rows, int) and rows == 0:
+            return ops.zeros((rows, size), "bool")
         size -= size % (units * inner)  # words drawn for a padded size may remain
         words = ops.reshape(words[:, :size], (rows, -1, split, units // split, inner))
         count = _count(draw, units)

@@ -20,8 +20,8 @@ def _itself(inputs, noise, draw):
 
 
 def _unit(words):
-    """Words as float32 numbers in [0, 1]."""
-    return (ops.cast(words, "float32") + 0.5) * 2.0**-32
+    """Words as float32 numbers in [2^-33, 1], the lowest words as the greatest."""
+    return (ops.cast(ops.bitwise_not(words), "float32") + 0.5) * 2.0**-32
 
 
 def _logistic(words):
@@ -203,12 +203,17 @@ class StandoutDropout(Noise):
     def drop(self, inputs, draw, rows):
         dtype = kernels.wide(inputs.dtype)
         logits = ops.cast(ops.matmul(inputs, self.kernel), dtype)
-        logits = self.alpha * logits + self.beta
+        # An infinite logit has no difference to itself.
+        logits = ops.clip(self.alpha * logits + self.beta, -1e4, 1e4)
         keep, rate = ops.sigmoid(logits), ops.sigmoid(-logits)
-        noise = ops.stop_gradient(kernels.apply(_UNIT, inputs, draw, rows))
-        mask = ops.cast(noise >= ops.cast(rate, "float32"), dtype)
-        mask = keep + ops.stop_gradient(mask - keep)
-        return kernels.scale(inputs, mask / keep)
+        noise = kernels.apply(_UNIT, inputs, draw, rows)
+        # What is kept has a probability of at least the least noise: none divides by 0.
+        kept = noise <= ops.cast(keep, "float32")
+        gain = ops.where(kept, 1 / ops.maximum(keep, 2.0**-33), 0)
+        # The derivative of mask / keep, where that of the mask is that of `keep`.
+        slope = ops.stop_gradient((1 - gain) * rate)
+        moved = slope * (logits - ops.stop_gradient(logits))
+        return kernels.scale(inputs, ops.stop_gradient(gain) + moved)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -218,7 +223,7 @@ class StandoutDropout(Noise):
 
 
 # Of the divergence of N(w, alpha w^2) from the log-uniform prior: Kingma, Salimans and
-# Welling, 2015, section 3.4 and appendix C
+# Welling, 2015, section 3.3 and appendix C
 _DIVERGENCE = (1.16145124, -1.50204118, 0.58629921)
 
 
@@ -253,7 +258,7 @@ class VariationalDropout(Noise, keras.layers.Dense):
         ValueError: If an argument is not as said, or the inputs not of a float dtype.
 
     Reference: [Kingma, Salimans and Welling, 2015](https://arxiv.org/abs/1506.02557),
-    sections 2.3, 3.2 and 3.4
+    sections 2.3, 3.1, 3.3 and 3.4
     """
 
     def __init__(self, units, divergence_weight=1.0, per="unit", seed=None, **kwargs):

@@ -289,6 +289,11 @@ class TokenDropout(Drop):
                 "Argument `prefix_tokens` must be an integer, 0 or more. "
                 f"Received: prefix_tokens={prefix_tokens!r}"
             )
+        if not isinstance(return_indices, bool):
+            raise ValueError(
+                "Argument `return_indices` is True or False. "
+                f"Received: return_indices={return_indices!r}"
+            )
         self.prefix_tokens = int(prefix_tokens)
         self.return_indices = return_indices
         self.input_spec = keras.layers.InputSpec(ndim=3)
@@ -310,10 +315,13 @@ class TokenDropout(Drop):
         tokens = inputs.shape[1]
         if tokens is not None and tokens <= self.prefix_tokens:
             raise ValueError(
-                f"Layer {self.name!r} needs inputs with a token behind the prefix. "
-                f"Received: inputs of {tokens} tokens, prefix_tokens="
+                f"{self._needs} Received: inputs of {tokens} tokens, prefix_tokens="
                 f"{self.prefix_tokens}"
             )
+
+    @property
+    def _needs(self):
+        return f"Layer {self.name!r} needs inputs with a token behind the prefix."
 
     def call(self, inputs, training=False, mask=None):
         outputs, kept = super().call(inputs, training=training)
@@ -328,11 +336,22 @@ class TokenDropout(Drop):
     def drop(self, inputs, draw, rows):
         self._traced = self._traced or _is_symbolic(inputs)
         batch, tokens, _ = ops.shape(inputs)
+        if inputs.shape[1] is None:
+            tokens = self._seen(tokens)
         behind = tokens - self.prefix_tokens
         count = _kept_tokens(behind, self.rate)
         kept = kernels.subset(draw, rows, batch, behind, count) + self.prefix_tokens
         kept = ops.concatenate([_all(batch, self.prefix_tokens), kept], axis=1)
         return kernels.take(inputs, kept), kept
+
+    def _seen(self, tokens):
+        """A number that `check` could not know, once it has been seen to be enough."""
+        import tensorflow as tf
+
+        message = f"{self._needs} prefix_tokens={self.prefix_tokens}"
+        enough = tf.debugging.assert_greater(tokens, self.prefix_tokens, message)
+        with tf.control_dependencies([enough]):
+            return tf.identity(tokens)
 
     def rest(self, inputs):
         batch, tokens, _ = ops.shape(inputs)

@@ -155,7 +155,7 @@ class AlphaDropout(_Units):
         ValueError: If an argument is invalid, the inputs are not of a float dtype, or
             `noise_shape` does not broadcast to their shape.
 
-    Reference: [Klambauer et al., 2017](https://arxiv.org/abs/1706.02515), section 3
+    Reference: [Klambauer et al., 2017](https://arxiv.org/abs/1706.02515), section 2
     """
 
     kernel = kernels.ALPHA

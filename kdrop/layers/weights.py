@@ -41,6 +41,8 @@ class _Connections(Drop):
         return not self.per_example
 
     def drop(self, inputs, draw, rows):
+        if inputs.shape[0] == 0:
+            return self.rest(inputs)
         # The value: a gradient of one's own does not take a variable.
         kernel = ops.reshape(self.kernel, self.kernel.shape)
         if tuple(rows.shape) == (1, 2):
