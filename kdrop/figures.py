@@ -76,6 +76,7 @@ def lines(
     label: str,
     levels: Mapping[str, Seeds] | None = None,
     logarithmic: bool = False,
+    top: float | None = None,
 ) -> None:
     """Draw mean and standard error against a number.
 
@@ -86,6 +87,7 @@ def lines(
         label: What the values are, with their unit.
         levels: Values that hold at all places: a dashed line and a band of its error.
         logarithmic: The scale of the places.
+        top: Of the picture: what is above it is cut off.
     """
     figure = Figure((7.2, 3.6), layout="constrained")
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -102,13 +104,13 @@ def lines(
             panel.axhline(mean, color="0.3", linestyle=TRAINING)
             panel.axhspan(mean - error, mean + error, color="0.85", lw=0, zorder=0)
             looks.setdefault(name, {"color": "0.3", "linestyle": TRAINING})
+        panel.set_ylim(0, top)
         if logarithmic:
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter("{x:g}")
         panel.set(xlabel=across, title=heading)
-        panel.set_ylim(bottom=0)
         panel.grid(color="0.88", linewidth=0.4)
         panel.spines[["top", "right"]].set_visible(False)
     drawn[0].set_ylabel(label)

@@ -60,6 +60,7 @@ def test_lines_are_means_with_their_standard_errors(drawn, tmp_path):
         "Error (%)",
         {"level": [1.0, 3.0, 8.0]},
         logarithmic=True,
+        top=6,
     )
     left, right = drawn[0].axes
     test, training = left.containers
@@ -73,6 +74,7 @@ def test_lines_are_means_with_their_standard_errors(drawn, tmp_path):
     (band,) = left.patches
     low, high = band.get_y(), band.get_y() + band.get_height()
     np.testing.assert_allclose([low, high], [4 - ERROR, 4 + ERROR])
-    assert left.get_xscale() == "log" and left.get_title() == "left"
+    assert left.get_xscale() == "log" and left.get_ylim() == (0, 6)
+    assert left.get_title() == "left"
     assert (left.get_xlabel(), left.get_ylabel()) == ("Passes", "Error (%)")
     assert legends(drawn[0]) == ["test", "training", "level"]

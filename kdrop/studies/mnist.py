@@ -115,13 +115,14 @@ def _draw_rate(path: Path, results: Results) -> str:
         mine = [result for result in results if result.arm.series == series]
         best = min(mine, key=lambda result: result.mean(test_error))
         flat = [r.arm.place for r in mine if not beyond(r, best, test_error)]
-        errors = [f"{r.mean(test_error):.2f} % at rate {r.arm.place:g}" for r in mine]
+        errors = [f"{r.mean(test_error):.2f} % at {r.arm.place:g}" for r in mine]
         found.append(
-            f"{series}: {errors[0]}, least {errors[mine.index(best)]}, {errors[-1]}; "
+            f"{series}: {errors[0]}, {errors[mine.index(best)]}, {errors[-1]}; "
             f"flat from {min(flat):g} to {max(flat):g}"
         )
     title = "\n".join(found)
-    figures.lines(path, title, panels, "Dropout rate", "Error (%)")
+    top = 3 * min(result.mean(test_error) for result in results)
+    figures.lines(path, title, panels, "Dropout rate", "Error (%)", top=top)
     return title
 
 

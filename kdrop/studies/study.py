@@ -241,9 +241,8 @@ def _table(title: str) -> Table:
 def spread(results: Results, metric: Metric) -> list[str]:
     """Means and standard errors: three digits of the one or one of the other."""
     pairs = [(result.mean(metric), result.error(metric)) for result in results]
-    digits = max(
-        max(0, 2 - _magnitude(mean), -_magnitude(error)) for mean, error in pairs
-    )
+    needed = (max(0, 2 - _magnitude(mean), -_magnitude(error)) for mean, error in pairs)
+    digits = min(3, max(needed))
     return [
         f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
         for mean, error in pairs
