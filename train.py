@@ -211,9 +211,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = 1
-    with contextlib.suppress(OSError):  # a pipe that nobody reads
+    try:
         code = main()
         sys.stdout.flush()
+    except (OSError, SystemExit) as end:  # of a pipe that nobody reads, say
+        code = getattr(end, "code", 1)
     if code:  # at once: JAX would wait for the other processes
         os._exit(code)

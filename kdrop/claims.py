@@ -257,14 +257,14 @@ print(claims.shared_step(count, number, coordinator))
 
 
 def shared_step(processes: int, number: int, coordinator: str) -> float:
-    """Seconds of a step on 128 images that so many processes share."""
+    """Seconds of a step on 64 images that so many processes share."""
     devices = join(processes, number, coordinator)
     settings = Experiment(
-        data="cifar10", train_size=2048, validation=0.0, batch_size=128, epochs=4
+        data="cifar10", train_size=1024, validation=0.0, batch_size=64, epochs=3
     )
     data = load_data(settings)
     data = replace(data, test=data.validation)  # of none
-    return _epoch(settings, data, devices) / (2048 / 128)
+    return _epoch(settings, data, devices) / (1024 / 64)
 
 
 def _processes() -> Variants:
@@ -715,7 +715,7 @@ CLAIMS = {
         _spiral_program,
     ),
     "processes": Claim(
-        "a training step of alexnet32 on 128 images, each process on a core of its own",
+        "a training step of alexnet32 on 64 images, each process on a core of its own",
         "one process",
         _processes,
         {"two processes": 1 / 1.7},

@@ -85,6 +85,20 @@ def test_a_seed_gives_the_same_run_on_two_devices(
             assert two.metrics[name] == pytest.approx(value, rel=1e-5), name
 
 
+def test_images_train_alike_on_two_devices(tmp_path, pair, monkeypatch, cifar10_folder):
+    monkeypatch.setattr(module, "EXECUTION_STEPS", 1)
+    settings = Experiment(
+        data="cifar10", model="mnist_mlp", hidden=(64,), train_size=128,
+        validation=0.0, batch_size=128, epochs=50, shift=2,
+    )  # fmt: skip
+    one, expected = run(settings, tmp_path / "one")
+    two, losses = run(settings, tmp_path / "two", pair)
+    assert len(losses) == 50
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    # Of the 10,000 of the test part, those on the border of two classes.
+    assert abs(two.metrics["test_accuracy"] - one.metrics["test_accuracy"]) < 0.001
+
+
 def test_batch_statistics_are_those_of_the_global_batch(tmp_path, pair, monkeypatch):
     # Images of two kinds, which come one behind the other in each batch.
     monkeypatch.setattr(module, "EXECUTION_STEPS", 1)
