@@ -263,7 +263,7 @@ def vote_table(compared: Sequence[Compared], passes: int, part: str) -> Table:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
+    mean = f"{statistics.fmean(values):z.{digits}f}"  # no negative zero
     if len(values) == 1:
         return mean
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"

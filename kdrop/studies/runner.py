@@ -140,8 +140,11 @@ class Runner:
     def _tell(self, name, experiment, running):
         reached = self._reached(running)
         seconds = time.perf_counter() - self.started
-        pace = seconds / max(reached - self.resumed, 1e-9)
-        left = duration(pace * max(self.work - reached, 0))
+        # A run that went on counts from its last kept epoch: what it repeats is no pace.
+        new = reached - self.resumed
+        left = "some time"
+        if new > 0.001 * self.work:
+            left = duration(seconds / new * max(self.work - reached, 0))
         accuracy = self.known[experiment]["validation_accuracy"]
         self.console.print(
             f"{name}  val {accuracy:.4f}  {100 * reached / self.work:.0f} % done, "
