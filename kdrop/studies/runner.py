@@ -140,7 +140,7 @@ class Runner:
     def _tell(self, name, experiment, running):
         reached = self._reached(running)
         seconds = time.perf_counter() - self.started
-        # A run that went on counts from its last kept epoch: what it repeats is no pace.
+        # A run that goes on repeats what came after its last kept epoch.
         new = reached - self.resumed
         left = "some time"
         if new > 0.001 * self.work:
