@@ -247,15 +247,17 @@ def _spiral_program() -> Variants:
 # One of several processes, on a core of its own before any library counts them.
 PROCESS = """
 import os, sys
-number, count, coordinator = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+number, count, batch, hidden = map(int, sys.argv[1:5])
 os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[number]])
 from kdrop import claims
-print(claims.shared_step(count, number, coordinator))
+print(claims.shared_step(count, number, sys.argv[5], batch, hidden))
 """
 
 
-def shared_step(processes: int, number: int, coordinator: str) -> float:
-    """Seconds of a step on 64 images that so many processes share."""
+def shared_step(
+    processes: int, number: int, coordinator: str, batch: int, hidden: int
+) -> float:
+    """Seconds of a training step of alexnet32 that so many processes share."""
     begins = []
 
     class Clock(keras.callbacks.Callback):
@@ -264,8 +266,9 @@ def shared_step(processes: int, number: int, coordinator: str) -> float:
 
     devices = join(processes, number, coordinator)
     settings = Experiment(
-        data="cifar10", train_size=1024, validation=0.0, batch_size=64, epochs=3
-    )
+        data="cifar10", train_size=8 * batch, validation=0.0, batch_size=batch,
+        epochs=3, hidden=(hidden,),
+    )  # fmt: skip
     data = load_data(settings)
     data = replace(data, test=data.validation)  # of none
     recorder = Recorder(Console(quiet=True), "")
@@ -274,16 +277,19 @@ def shared_step(processes: int, number: int, coordinator: str) -> float:
         train(settings, data, unfinished, recorder, [Clock()], devices)
     # The last epoch, before which all is compiled and after which the model is saved.
     end = recorder.started + recorder.history["seconds"][-1]
-    return (end - begins[-1]) / (1024 / 64)
+    return (end - begins[-1]) / 8
 
 
-def _processes() -> Variants:
+def _processes(batch, hidden) -> Variants:
     def measure(count):
         with socket.create_server(("localhost", 0)) as server:
             coordinator = f"localhost:{server.getsockname()[1]}"
         running = [
             subprocess.Popen(
-                [sys.executable, "-c", PROCESS, str(number), str(count), coordinator],
+                [
+                    *(sys.executable, "-c", PROCESS),
+                    *map(str, (number, count, batch, hidden, coordinator)),
+                ],
                 env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -725,14 +731,18 @@ CLAIMS = {
         "reference.py",
         _spiral_program,
     ),
-    "processes": Claim(
-        "a training step of alexnet32 on 64 images, each process on a core of its own",
-        "one process",
-        _processes,
-        {"two processes": 1 / 1.7},
-        rounds=1,
-        warm_up=0,
-    ),
+    **{
+        f"processes {batch}": Claim(
+            f"a training step of alexnet32 with {hidden} hidden units on {batch} "
+            "images, each process on a core of its own",
+            "one process",
+            functools.partial(_processes, batch, hidden),
+            {"two processes": 1 / 1.7},
+            rounds=1,
+            warm_up=0,
+        )
+        for batch, hidden in ((64, 1024), (256, 256))
+    },
     "pipeline": Claim(
         "a training step of alexnet32 on CIFAR-10",
         "a constant batch",
