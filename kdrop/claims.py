@@ -6,6 +6,7 @@ that a layer reads and writes, forward and backward.
 """
 
 import functools
+import json
 import os
 import resource
 import socket
@@ -247,17 +248,20 @@ def _spiral_program() -> Variants:
 # One of several processes, on a core of its own before any library counts them.
 PROCESS = """
 import os, sys
-number, count, batch, hidden = map(int, sys.argv[1:5])
+count, number = map(int, sys.argv[1:3])
 os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[number]])
 from kdrop import claims
-print(claims.shared_step(count, number, sys.argv[5], batch, hidden))
+print(claims.shared_step(count, number, *sys.argv[3:]))
 """
 
 
-def shared_step(
-    processes: int, number: int, coordinator: str, batch: int, hidden: int
-) -> float:
-    """Seconds of a training step of alexnet32 that so many processes share."""
+def shared_step(processes: int, number: int, coordinator: str, settings: str) -> float:
+    """Seconds of a training step that so many processes share.
+
+    Args:
+        processes, number, coordinator: Of `devices.join`.
+        settings: JSON of an `Experiment`'s, with its data set and its batch size.
+    """
     begins = []
 
     class Clock(keras.callbacks.Callback):
@@ -265,22 +269,23 @@ def shared_step(
             begins.append(time.perf_counter())
 
     devices = join(processes, number, coordinator)
-    settings = Experiment(
-        data="cifar10", train_size=8 * batch, validation=0.0, batch_size=batch,
-        epochs=3, hidden=(hidden,),
-    )  # fmt: skip
-    data = load_data(settings)
+    given = json.loads(settings)
+    size = 8 * given["batch_size"]
+    experiment = Experiment(**given, train_size=size, validation=0.0, epochs=3)
+    data = load_data(experiment)
     data = replace(data, test=data.validation)  # of none
     recorder = Recorder(Console(quiet=True), "")
     with tempfile.TemporaryDirectory() as folder:
         unfinished = Unfinished(Path(folder))
-        train(settings, data, unfinished, recorder, [Clock()], devices)
+        train(experiment, data, unfinished, recorder, [Clock()], devices)
     # The last epoch, before which all is compiled and after which the model is saved.
     end = recorder.started + recorder.history["seconds"][-1]
     return (end - begins[-1]) / 8
 
 
-def _processes(batch, hidden) -> Variants:
+def _processes(settings) -> Variants:
+    load_data(Experiment(**settings))  # or each process would say that it is missing
+
     def measure(count):
         with socket.create_server(("localhost", 0)) as server:
             coordinator = f"localhost:{server.getsockname()[1]}"
@@ -288,7 +293,7 @@ def _processes(batch, hidden) -> Variants:
             subprocess.Popen(
                 [
                     *(sys.executable, "-c", PROCESS),
-                    *map(str, (number, count, batch, hidden, coordinator)),
+                    *(str(count), str(number), coordinator, json.dumps(settings)),
                 ],
                 env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
                 stdout=subprocess.PIPE,
@@ -570,6 +575,15 @@ def _sizes():
         )
 
 
+# Data, network and images of the steps that processes share. Small steps show what the
+# sums over the processes cost, large ones that there is little else.
+SHARED = [
+    ("mnist", "mnist_mlp", 1024),
+    ("cifar10", "alexnet32", 64),
+    ("cifar10", "alexnet32", 256),
+    ("cifar10", "srivastava_cnn", 128),
+]
+
 # Several claims may share their first word, which asks for them all.
 CLAIMS = {
     "units": Claim(
@@ -732,16 +746,18 @@ CLAIMS = {
         _spiral_program,
     ),
     **{
-        f"processes {batch}": Claim(
-            f"a training step of alexnet32 with {hidden} hidden units on {batch} "
-            "images, each process on a core of its own",
+        f"processes {model} {batch}": Claim(
+            f"a training step of {model} on {batch} images, each process on a core of "
+            "its own",
             "one process",
-            functools.partial(_processes, batch, hidden),
+            functools.partial(
+                _processes, dict(data=data, model=model, batch_size=batch)
+            ),
             {"two processes": 1 / 1.7},
             rounds=1,
             warm_up=0,
         )
-        for batch, hidden in ((64, 1024), (256, 256))
+        for data, model, batch in SHARED
     },
     "pipeline": Claim(
         "a training step of alexnet32 on CIFAR-10",

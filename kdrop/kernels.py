@@ -377,12 +377,19 @@ def _padded(kernel, noise_shape, inputs, draw, rows):
     shape = ops.shape(inputs)
     sizes = _sizes(kernel, noise_shape, shape)
     count = functools.reduce(operator.mul, sizes, 1)
-    bits_of_count = tf.math.log(tf.cast(tf.maximum(count, 1), "float64")) / math.log(4)
-    power = tf.cast(tf.math.ceil(bits_of_count), "int32")
-    padded = tf.where(power < 16, 4 ** tf.minimum(power, 15), count)
+    padded = _next_power(count)
     draw_noise = compiled(_noise_like, None, kernel)
     noise = draw_noise(draw, named(rows, shape), tf.zeros([padded], "bool"))
     return _combined(kernel, noise[:, :count], sizes, inputs, draw)
+
+
+def _next_power(count):
+    """The next power of four, or the count itself where that would be no int32."""
+    import tensorflow as tf
+
+    exponent = tf.math.log(tf.cast(tf.maximum(count, 1), "float64")) / math.log(4)
+    power = tf.cast(tf.math.ceil(exponent), "int32")
+    return tf.where(power < 16, 4 ** tf.minimum(power, 15), count)
 
 
 def _sizes(kernel, noise_shape, shape):

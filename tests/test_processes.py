@@ -132,6 +132,11 @@ def mask(layer, batch):
     step = jax.jit(lambda *given: layer.stateless_call([], *given, training=True)[0])
     return process_allgather(step(kept, ones), tiled=True)
 
+def trained(settings, data, folder):
+    unfinished = progress.Unfinished(folder)
+    recorder = progress.Recorder(Console(quiet=True), "")
+    return experiment.train(settings, data, unfinished, recorder, (), shared)
+
 for name in names.split(","):
     settings = SETTINGS[name].resolved()
     data = experiment.load_data(settings)
@@ -145,11 +150,12 @@ for name in names.split(","):
             if layer.name.startswith("drop")
         }
     folder = Path(f"{name}-{process}-of-{processes}")
-    unfinished = progress.Unfinished(folder)
-    recorder = progress.Recorder(Console(quiet=True), "")
-    run = experiment.train(settings, data, unfinished, recorder, (), shared)
-    found["losses"] = run.history["loss"]
-    found["accuracy"] = run.metrics["test_accuracy"]
+    runs = [
+        trained(replace(settings, seed=seed), data, folder / str(seed))
+        for seed in range(3)
+    ]
+    found["losses"] = [run.history["loss"] for run in runs]
+    found["accuracy"] = [run.metrics["test_accuracy"] for run in runs]
     np.savez(folder.with_suffix(".npz"), **found)
 """
 
@@ -197,7 +203,8 @@ def test_two_processes_train_as_one(name, request):
         request.getfixturevalue("cifar10_folder")
     folder = request.getfixturevalue("shared")
     alone = np.load(folder / f"{name}-0-of-1.npz")
-    assert len(alone["losses"]) == 50
+    assert alone["losses"].shape == (3, 50)  # seeds, epochs
+    spread = np.std(alone["accuracy"], ddof=1)
     masks = {*alone.files} - {"losses", "accuracy"}
     assert len(masks) == (1 if name == "spiral" else 4)
     for number in range(2):
@@ -206,8 +213,9 @@ def test_two_processes_train_as_one(name, request):
             assert 0.02 < np.mean(alone[layer] == 0) < 0.98
             np.testing.assert_array_equal(found[layer], alone[layer])
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-5)
-        # Less than from seed to seed: one of the 1,000 on the border of two classes.
-        assert abs(found["accuracy"] - alone["accuracy"]) < 0.0011
+        # One of the 1,000 may lie on the border of two classes.
+        apart = np.max(np.abs(found["accuracy"] - alone["accuracy"]))
+        assert apart < min(0.0011, spread)
 
 
 def test_killed_at_any_step_a_run_goes_on_with_one_and_two(start, tmp_path):

@@ -329,6 +329,14 @@ def test_unknown_sizes_draw_the_same(case):
     assert_close(case.seen(call(case.ones())), expected)
 
 
+@pytest.mark.parametrize(
+    ("count", "padded"),
+    [(0, 1), (1, 1), (5, 16), (4**15, 4**15), (4**15 + 1, 4**15 + 1)],
+)
+def test_unknown_sizes_are_padded_to_what_a_tensor_can_have(count, padded):
+    assert kernels._next_power(tf.constant(count)) == padded
+
+
 @every_base
 def test_an_unknown_rank_draws_the_same(layer_class):
     layer = layer_class(0.5, seed=1, name="drop")
