@@ -317,7 +317,7 @@ def _export(
 def _draw_vote(path, each: Compared, compared: Sequence[Compared], test: Part, data):
     best, title = each.best, f"{each.name}, {_part(test, data)}"
     assert best.vote is not None
-    found = {c.name: c.best.vote for c in compared if c.best.vote is not None}
+    found = {c.name: c.best.vote for c in compared}
     plots.passes(path / "passes.png", found, test.targets)
     forecasts = dict(zip(WAYS.values(), best.vote.ways(), strict=True))
     plots.reliability(path / "reliability.png", title, forecasts, test.targets)

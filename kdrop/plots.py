@@ -320,8 +320,7 @@ def reliability(
         filled, colour = count > 0, COLOURS[n % 10]
         look: dict = {"color": colour, "marker": MARKERS[n % 10]}
         above.plot(confidence[filled], accuracy[filled], **look)
-        edges = np.linspace(0, 1, len(count) + 1)
-        below.plot((edges[1:] + edges[:-1])[filled] / 2, count[filled], **look)
+        below.plot(confidence[filled], count[filled], **look)
         label = f"{name}: calibration error {error:.3f}"
         handles.append(Line2D([], [], label=label, **look))
     handles.append(Line2D([], [], label="perfect calibration", **diagonal))
@@ -342,20 +341,27 @@ def reliability(
 
 
 @matplotlib.rc_context(STYLE)
-def passes(path: Path, runs: Mapping[str, tuple[Array, Array]], targets: Array) -> None:
+def passes(
+    path: Path, runs: Mapping[str, tuple[Array, Array] | None], targets: Array
+) -> None:
     """Draw error and likelihood of the vote against the number of passes that vote.
 
     Args:
         runs: For each run the probabilities of weight scaling `(n, classes)`, which are
-            a level line, and its samples `(passes, n, classes)`.
+            a level line, and its samples `(passes, n, classes)`; `None` for one that
+            does not drop, so that the others look as in `curves`.
 
     Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
     figure 11
     """
     figure = Figure((7.2, 3.3), layout="constrained")
     error, loss = figure.subplots(1, 2, sharex=True)
-    handles = []
-    for number, (name, (scaled, samples)) in enumerate(runs.items()):
+    handles, most = [], 1
+    for number, (name, found) in enumerate(runs.items()):
+        if found is None:
+            continue
+        scaled, samples = found
+        most = max(most, len(samples))
         look: dict = {"color": COLOURS[number % 10], "marker": MARKERS[number % 10]}
         handles.append(Line2D([], [], label=name, **look))
         count = np.arange(1, len(samples) + 1)
@@ -372,7 +378,6 @@ def passes(path: Path, runs: Mapping[str, tuple[Array, Array]], targets: Array) 
     )
     error.yaxis.set_major_formatter(PercentFormatter(1))
     loss.set(title="Negative log likelihood", ylabel="Nats")
-    most = max(len(samples) for _, samples in runs.values())
     for panel in error, loss:
         panel.set(xlabel="Passes that vote", xscale="log")
         panel.xaxis.set_major_locator(

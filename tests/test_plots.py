@@ -409,7 +409,7 @@ def test_confusion_cells_contrast_with_their_numbers(drawn):
 
 def test_passes_draw_the_vote_of_the_first_so_many(drawn):
     scaled, samples, targets = forecast(200, 6)
-    plots.passes(drawn.path, {"a": (scaled, samples)}, targets)
+    plots.passes(drawn.path, {"none": None, "a": (scaled, samples)}, targets)
     error, loss = drawn.figure.axes
     expected = [
         (scores, -np.log(scores[range(200), targets]).mean())
@@ -423,7 +423,7 @@ def test_passes_draw_the_vote_of_the_first_so_many(drawn):
         np.testing.assert_allclose(vote.get_ydata(), values[:-1])
         np.testing.assert_allclose(level.get_ydata(), values[-1])
         assert level.is_dashed() and not vote.is_dashed()
-        assert level.get_color() == vote.get_color()
+        assert level.get_color() == vote.get_color() == plots.COLOURS[1]
 
 
 def test_reliability_draws_bins_of_confidence(drawn):
@@ -435,7 +435,8 @@ def test_reliability_draws_bins_of_confidence(drawn):
     np.testing.assert_array_equal(*diagonal.get_xydata().T)
     np.testing.assert_allclose(a.get_xydata(), [[0.8, 0.6], [0.95, 0.8]])
     np.testing.assert_allclose(b.get_xydata(), [[0.8, 0.4], [0.95, 0.2]])
-    assert [list(line.get_ydata()) for line in below.lines] == [[10, 5]] * 2
+    for line in below.lines:
+        np.testing.assert_allclose(line.get_xydata(), [[0.8, 10], [0.95, 5]])
     error = (10 * 0.2 + 5 * 0.15) / 15
     assert f"a: calibration error {error:.3f}" in drawn.texts
 

@@ -27,7 +27,7 @@ from kdrop.studies.study import (
 )
 from kdrop.voting import MEASURES
 
-MAPS = ["SpatialDropout2D", "DropBlock2D"]
+MAPS = ["SpatialDropout2D", "DropBlock2D", "DropConnectConv2D"]
 LEARNED = ["ConcreteDropout", "StandoutDropout", "VariationalDropout"]
 
 
@@ -35,7 +35,7 @@ def family(size: str) -> Study:
     """Every layer that `alexnet32` has a place for."""
     examples, width, epochs, seeds = {
         "quick": (500, 8, 6, 2),
-        "default": (2500, 12, 12, 3),
+        "default": (2500, 12, 20, 3),
         "full": (50000, 32, 100, 5),
     }[size]
     base = partial(
@@ -95,7 +95,7 @@ def alexnet(size: str) -> Study:
     """Srivastava et al. (2014), table 4, and none of its augmentation either."""
     sizes, epochs, seeds = {
         "quick": ((1000,), 8, 2),
-        "default": ((5000, 10000), 16, 3),
+        "default": ((5000, 10000), 30, 3),
         "full": ((50000,), 100, 3),
     }[size]
     network: dict[str, Any] = dict(model="alexnet32", width=16, hidden=(512,))

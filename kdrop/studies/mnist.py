@@ -19,6 +19,7 @@ from kdrop.studies.study import (
     Study,
     arms,
     beyond,
+    grid,
     metric,
     said,
     test_error,
@@ -33,26 +34,30 @@ def regularisers(size: str) -> Study:
     """Srivastava et al. (2014), table 9."""
     examples, hidden, epochs, seeds = {
         "quick": (1000, (256, 256), 12, 2),
-        "default": (10000, (512, 512), 40, 3),
+        "default": (10000, (512, 512), 80, 3),
         "full": (50000, (1024, 1024, 2048), 200, 3),
     }[size]
-    # The learning rate that is best for none; with a lower one the others lose to it.
-    base = partial(_mnist(examples, hidden, epochs), learning_rate=0.003)
-    half: dict[str, Any] = dict(dropout="InvertedDropout", rate=(0.5,), input_rate=0.2)
+    # Four candidates each: where dropout and another regulariser have settings of their
+    # own, the learning rate is the lower one.
+    base = partial(_mnist(examples, hidden, epochs), learning_rate=1e-3)
+    dropping: dict[str, Any] = dict(dropout="InvertedDropout", input_rate=0.2)
+    paces, rates, norms = (1e-3, 3e-3), [(0.3,), (0.5,)], (1.0, 2.0)
     return Study(
         f"MNIST, {examples:,} training images: which regulariser errs least?",
         arms(
             base,
             **{
-                "none": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)],
-                "L2": [{"l2": l2} for l2 in (1e-5, 1e-4, 1e-3)],
-                "L1 + L2": [{"l1": x, "l2": x} for x in (1e-6, 1e-5, 1e-4)],
-                "max-norm": [{"max_norm": norm} for norm in (1.0, 2.0, 3.0)],
-                "dropout": [{**half, "rate": (rate,)} for rate in (0.3, 0.5, 0.7)],
-                "dropout + L2": [{**half, "l2": l2} for l2 in (1e-6, 1e-5, 1e-4)],
-                "dropout + max-norm": [
-                    {**half, "max_norm": norm} for norm in (1.0, 2.0, 3.0)
+                "none": grid(learning_rate=(3e-4, 1e-3, 3e-3, 1e-2)),
+                "L2": grid(learning_rate=paces, l2=(1e-4, 1e-3)),
+                "L1 + L2": [
+                    {"learning_rate": pace, "l1": weight, "l2": weight}
+                    for pace in paces
+                    for weight in (1e-6, 1e-5)
                 ],
+                "max-norm": grid(learning_rate=paces, max_norm=norms),
+                "dropout": grid(dropping, learning_rate=paces, rate=rates),
+                "dropout + L2": grid(dropping, rate=rates, l2=(1e-5, 1e-4)),
+                "dropout + max-norm": grid(dropping, rate=rates, max_norm=norms),
             },
         ),
         seeds,

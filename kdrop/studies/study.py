@@ -4,7 +4,9 @@ import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -139,6 +141,14 @@ def arms(base: Callable[..., Experiment], **changes: Sequence[dict]) -> list[Arm
     return [
         Arm(name, tuple(base(**change) for change in changed))
         for name, changed in changes.items()
+    ]
+
+
+def grid(common: Mapping[str, Any] | None = None, **values: Sequence) -> list[dict]:
+    """A change of the base for each combination of the values."""
+    return [
+        {**(common or {}), **dict(zip(values, each, strict=True))}
+        for each in product(*values.values())
     ]
 
 
