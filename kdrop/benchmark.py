@@ -47,7 +47,7 @@ def compare(name: str, processes: int) -> list[dict]:
         command = [sys.executable, "-m", "kdrop.benchmark", "--here", name]
         told = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if told.returncode:
-            sys.exit(told.returncode)  # the reason stands above
+            raise BadInput(f"{name} cannot be measured; the reason stands above.")
         found.append(json.loads(told.stdout.splitlines()[-1]))
     claim = CLAIMS[name]
     rows = []
@@ -96,7 +96,7 @@ def show(rows: Iterable[dict], console: Console) -> None:
     console.print(table)
 
 
-def main() -> None:
+def main() -> int:
     words = dict.fromkeys(name.split()[0] for name in CLAIMS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("claims", nargs="*", help=f"of {', '.join(words)}; else all")
@@ -110,15 +110,26 @@ def main() -> None:
             print(json.dumps(measure(CLAIMS[options.here])))
         except BadInput as error:
             sys.exit(f"kdrop.benchmark: {error}")
-        return
+        return 0
+    if options.processes < 1:
+        parser.error(f"--processes is {options.processes}, but must be at least 1")
+    for path in filter(None, (options.csv, options.picture)):
+        if not path.parent.is_dir():
+            parser.error(f"{path.parent} is not a folder: make it first")
     unknown = [word for word in options.claims if word not in words]
     if unknown:
         parser.error(f"no claim {', '.join(unknown)}; there are {', '.join(words)}")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    rows = []
+    rows, failed = [], 0
     for name in CLAIMS:
         if not options.claims or name.split()[0] in options.claims:
-            rows += compare(name, options.processes)
+            try:
+                rows += compare(name, options.processes)
+            except BadInput as error:  # the others' figures are not to be lost
+                print(f"kdrop.benchmark: {error}", file=sys.stderr)
+                failed = 2
+    if not rows:
+        return failed
     show(rows, console)
     if options.csv:
         with options.csv.open("w", newline="") as file:
@@ -127,7 +138,8 @@ def main() -> None:
             writer.writerows(rows)
     if options.picture:
         figures.ratios(options.picture, rows)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ that a layer reads and writes, forward and backward.
 """
 
 import functools
+import importlib.util
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ from rich.console import Console
 
 import kdrop
 from kdrop import bits, reference
+from kdrop.data import BadInput
 from kdrop.devices import join
 from kdrop.experiment import Experiment, build, load_data, train
 from kdrop.pipeline import batches
@@ -285,6 +287,10 @@ def shared_step(processes: int, number: int, coordinator: str, settings: str) ->
 
 def _processes(settings) -> Variants:
     load_data(Experiment(**settings))  # or each process would say that it is missing
+    if importlib.util.find_spec("jax") is None:
+        raise BadInput("Several processes take JAX: pip install 'kdrop[jax]'.")
+    if len(os.sched_getaffinity(0)) < 2:
+        raise BadInput("Two processes with a core each take two cores: there is one.")
 
     def measure(count):
         with socket.create_server(("localhost", 0)) as server:

@@ -266,7 +266,9 @@ def _spread(values: Sequence[float], digits: int) -> str:
     mean = f"{statistics.fmean(values):z.{digits}f}"  # no negative zero
     if len(values) == 1:
         return mean
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    # NaN where a run diverged: `statistics.stdev` would raise.
+    with np.errstate(invalid="ignore"):
+        return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def _export(

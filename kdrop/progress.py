@@ -42,8 +42,8 @@ class Unfinished:
         except Exception as error:  # whatever a damaged file makes its reader raise
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise BadInput(
-                f"The saved epoch {saved[-1]} cannot be read ({reason}): without "
-                f"--resume, or with {self.folder} deleted, the run starts anew."
+                f"The saved epoch {saved[-1]} cannot be read ({reason}): with "
+                f"{self.folder} deleted, the run starts anew."
             ) from error
         return model, history
 

@@ -1,7 +1,8 @@
 """What one may expect of more devices: `python -m kdrop.scaling`.
 
 A training step is modelled as its computation on a device's share of the batch, a line
-in that share, measured here on one device, and after it a ring all-reduce of the
+in that share, measured here on one device from a quarter of the batch to all of it (for
+smaller shares it is extrapolated), and after it a ring all-reduce of the
 gradients. Assumed: devices and links that are all alike, links at their full rate both
 ways, float32 gradients in one piece that wait for the whole backward pass. Not counted:
 reading the data, batch statistics, and waiting for the slowest.
@@ -122,8 +123,10 @@ def measure(name: str, batch: int, rounds: int = 5) -> Cost:
         steps = math.ceil(0.1 / timed(1))
         medians.append(statistics.median(timed(steps) for _ in range(rounds)))
     each, fixed = np.polyfit(sizes, medians, 1, w=1 / np.array(medians))
+    if fixed < 0:  # the line from the origin that fits best
+        each, fixed = statistics.fmean(np.divide(medians, sizes)), 0.0
     weights = sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    return Cost(max(0.0, float(fixed)), float(each), 4 * weights)
+    return Cost(float(fixed), float(each), 4 * weights)
 
 
 def show(rows: Iterable[dict], console: Console) -> None:
@@ -152,6 +155,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write the rows to this file")
     parser.add_argument("--picture", type=Path, help="draw the rows in this PNG")
     options = parser.parse_args()
+    for path in filter(None, (options.csv, options.picture)):
+        if not path.parent.is_dir():
+            parser.error(f"{path.parent} is not a folder: make it first")
     console = Console(width=None if sys.stdout.isatty() else 120)
     costs = {}
     for name, batch in BATCHES.items():

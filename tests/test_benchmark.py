@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -45,6 +46,8 @@ def test_ratios_are_taken_within_a_process(monkeypatch, capsys):
     processes = iter(values)
 
     class Told:
+        returncode = 0
+
         def __init__(self):
             self.stdout = "noise\n" + json.dumps(next(processes)) + "\n"
 
@@ -62,12 +65,39 @@ def test_ratios_are_taken_within_a_process(monkeypatch, capsys):
     assert "exceeded" not in capsys.readouterr().out
 
 
-def test_an_unknown_claim_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark", "speed"])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["speed"], "no claim speed; there are"),
+        (["--processes", "0"], "--processes is 0, but must be at least 1"),
+        (["--csv", "nowhere/rows.csv"], "nowhere is not a folder"),
+    ],
+)
+def test_bad_input_is_told(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
     with pytest.raises(SystemExit) as end:
         benchmark.main()
     assert end.value.code == 2
-    assert "no claim speed; there are" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_costs_no_other_claim(monkeypatch, tmp_path, capfd):
+    def run(command, **options):
+        if command[-1] == "bad":
+            return subprocess.CompletedProcess(command, 1, "")
+        return subprocess.CompletedProcess(command, 0, '{"one": 2.0}')
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    claims = {name: Claim("work", "one", dict) for name in ("bad", "good")}
+    monkeypatch.setattr(benchmark, "CLAIMS", claims)
+    path = tmp_path / "rows.csv"
+    monkeypatch.setattr("sys.argv", ["benchmark", "--csv", str(path)])
+    assert benchmark.main() == 2
+    told = capfd.readouterr()
+    assert told.err == (
+        "kdrop.benchmark: bad cannot be measured; the reason stands above.\n"
+    )
+    assert "good" in path.read_text() and "work" in told.out
 
 
 def test_a_claim_is_measured_written_and_drawn(tmp_path, monkeypatch, capsys):
@@ -77,7 +107,7 @@ def test_a_claim_is_measured_written_and_drawn(tmp_path, monkeypatch, capsys):
     arguments = ["small", "--processes", "1", "--csv", str(table)]
     arguments += ["--picture", str(picture)]
     monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
-    benchmark.main()
+    assert benchmark.main() == 0
     with table.open(newline="") as file:
         keras, kdrop = csv.DictReader(file)
     assert (keras["variant"], kdrop["variant"]) == ("keras Dropout", "InvertedDropout")

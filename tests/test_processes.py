@@ -213,9 +213,9 @@ def test_two_processes_train_as_one(name, request):
             assert 0.02 < np.mean(alone[layer] == 0) < 0.98
             np.testing.assert_array_equal(found[layer], alone[layer])
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-5)
-        # One of the 1,000 may lie on the border of two classes.
+        # One of the 1,000 may lie on the border of two classes; a seed is more.
         apart = np.max(np.abs(found["accuracy"] - alone["accuracy"]))
-        assert apart < min(0.0011, spread)
+        assert apart < 0.0011 < spread
 
 
 def test_killed_at_any_step_a_run_goes_on_with_one_and_two(start, tmp_path):

@@ -37,7 +37,16 @@ def test_throughput_is_told_as_a_multiple_of_one_device(monkeypatch):
     assert strong["times"] == 1
 
 
-def test_a_measured_step_is_a_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("seconds", "fixed", "each"),
+    [
+        (lambda examples: 0.5 + 0.125 * examples, 0.5, 0.125),
+        # Nothing takes less than no time: the mean of 1/16, 1/8 and 1/4.
+        (lambda examples: examples**2 / 64, 0, 7 / 48),
+    ],
+    ids=["a line", "a curve"],
+)
+def test_a_measured_step_is_a_line(seconds, fixed, each, monkeypatch):
     # A clock that a step moves on, by the number of its examples.
     class Clock:
         now = 0.0
@@ -58,13 +67,13 @@ def test_a_measured_step_is_a_line(monkeypatch):
         def train_function(self, feed):
             inputs, targets = next(feed)
             assert inputs.shape[1:] == (2,) and max(targets) < 3
-            clock.now += 0.5 + 0.125 * len(inputs)
+            clock.now += seconds(len(inputs))
 
     clock = Clock()
     monkeypatch.setattr(scaling, "time", clock)
     monkeypatch.setitem(scaling.MODELS, "net", lambda dropout: Model())
     cost = scaling.measure("net", 16)
-    assert (cost.fixed, cost.each) == pytest.approx((0.5, 0.125))
+    assert (cost.fixed, cost.each) == pytest.approx((fixed, each))
     assert cost.size == 4 * 18
 
 

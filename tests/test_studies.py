@@ -20,8 +20,8 @@ from rich.console import Console
 import kdrop.studies.__main__ as main
 from kdrop import figures
 from kdrop.data import Data, Part
-from kdrop.experiment import Experiment, Run, network
-from kdrop.studies import mnist
+from kdrop.experiment import Experiment, Run, build, network
+from kdrop.studies import cifar, mnist
 from kdrop.studies.study import (
     ERRORS,
     Arm,
@@ -39,7 +39,7 @@ SMALL = Experiment(
     dropout="none", train_size=300, epochs=6, batch_size=50, hidden=(16,)
 )
 RATES = tuple(
-    replace(SMALL, dropout="InvertedDropout", rate=(rate,)) for rate in (0.1, 0.8)
+    replace(SMALL, dropout="InvertedDropout", rate=(rate,)) for rate in (0.8, 0.1)
 )
 ARMS = [Arm("none", (SMALL,)), Arm("dropout", RATES)]
 
@@ -82,12 +82,20 @@ def test_a_study_from_end_to_end(conduct, tmp_path, monkeypatch):
     dots = figures.dots
     monkeypatch.setattr(figures, "dots", lambda *a: [given.append(a), dots(*a)])
     told = conduct()
-    assert "dropout  one of: rate 0.1; rate 0.8" in told
+    assert "dropout  one of: rate 0.8; rate 0.1" in told
     rows = read(tmp_path / "tiny")
     # Two seeds of one, and two candidates of the other, of which one has two.
     assert len(rows) == 5
     assert len(list((tmp_path / "tiny/finished").iterdir())) == 5
     assert not list((tmp_path / "tiny/unfinished").glob("*"))
+    first = [row for row in rows if (row["arm"], row["seed"]) == ("dropout", "0")]
+    assert {row["rate"] for row in first} == {"(0.1,)", "(0.8,)"}
+    best = max(first, key=lambda row: float(row["validation_accuracy"]))
+    assert best["rate"] == "(0.1,)"  # the second candidate
+    for row in first:
+        assert row["chosen"] == str(int(row is best))
+        accuracy = 100 * float(row["validation_accuracy"])
+        assert f"rate {row['rate'][1:4]}: {accuracy:.2f}" in told
     for name in ("none", "dropout"):
         chosen = [r for r in rows if (r["arm"], r["chosen"]) == (name, "1")]
         assert [row["seed"] for row in chosen] == ["0", "1"]
@@ -230,6 +238,18 @@ def test_votes_of_so_many_share_no_pass(monkeypatch):
         parts = samples.reshape(-1, passes, 30, 4).mean(axis=1)
         wrong = np.mean([np.mean(p.argmax(axis=1) != targets) for p in parts])
         assert measured[f"error_of_{passes}"] == pytest.approx(wrong)
+
+
+def test_a_layer_is_timed_and_what_diverged_has_no_calibration():
+    part = Part(np.zeros((6, 2), "float32"), np.arange(6, dtype="int32") % 3)
+    data = Data("spiral", part, part, part, tuple("abc"))
+    settings = replace(SMALL, batch_size=4)
+    model = build(settings, data)
+    measured = cifar._measure_family(Run(settings, model, {}, {}), data)
+    assert measured["step"] > 0 and 0 <= measured["expected_calibration_error"] <= 1
+    model.get_layer("probabilities").bias.assign([np.nan] * 3)
+    measured = cifar._measure_family(Run(settings, model, {}, {}), data)
+    assert np.isnan(measured["expected_calibration_error"])
 
 
 def data_of(experiment):

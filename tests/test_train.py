@@ -334,3 +334,9 @@ def test_a_real_cifar_run(train, tmp_path, cifar10_folder, capsys):
     }
     assert (path / "assets" / "labels.txt").read_text().split()[0] == "airplane"
     assert os.listdir(path / "assets.extra")
+
+
+def test_seeds_are_told_by_their_spread_a_diverged_one_too():
+    assert comparison._spread([1.0, 2.0], 2) == "1.50 ± 0.71"
+    assert comparison._spread([1.0, np.nan], 2) == "nan ± nan"
+    assert comparison._spread([1.0, np.inf], 2) == "inf ± nan"

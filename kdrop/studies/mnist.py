@@ -22,6 +22,7 @@ from kdrop.studies.study import (
     grid,
     metric,
     said,
+    split,
     test_error,
     training_error,
 )
@@ -68,10 +69,9 @@ def regularisers(size: str) -> Study:
 
 def _mnist(examples: int, hidden: tuple[int, ...], epochs: int) -> partial:
     """So many images to train on, and half as many, or 10,000, to choose by."""
-    held = min(examples // 2, 10000)
     return partial(
         Experiment, data="mnist", dropout="none", hidden=hidden, epochs=epochs,
-        train_size=examples + held, validation=held / (examples + held), batch_size=100,
+        batch_size=100, **split(examples, min(examples // 2, 10000)),
     )  # fmt: skip
 
 
@@ -82,7 +82,12 @@ def _draw_regularisers(path: Path, results: Results) -> str:
     title = f"Least test error: {said(best)}; {said(plain, 'without any')}"
     groups = {"": {r.arm.name: r.values(test_error) for r in ordered[::-1]}}
     figures.dots(path, title, groups, "Test error (%)")
-    return f"{title}. Order: {' < '.join(result.arm.name for result in ordered)}."
+    order = ", ".join(result.arm.name for result in ordered)
+    near = [r.arm.name for r in ordered[1:] if not beyond(r, best, test_error)]
+    return (
+        f"{title}. From the least error: {order}. Within two standard errors of the "
+        f"first: {', '.join(near) or 'none of the others'}."
+    )
 
 
 def rate(size: str) -> Study:
@@ -120,11 +125,15 @@ def _draw_rate(path: Path, results: Results) -> str:
     for series in panels:
         mine = [result for result in results if result.arm.series == series]
         best = min(mine, key=lambda result: result.mean(test_error))
-        flat = [r.arm.place for r in mine if not beyond(r, best, test_error)]
+        place = first = last = mine.index(best)
+        while first > 0 and not beyond(mine[first - 1], best, test_error):
+            first -= 1
+        while last + 1 < len(mine) and not beyond(mine[last + 1], best, test_error):
+            last += 1
         errors = [f"{r.mean(test_error):.2f} % at {r.arm.place:g}" for r in mine]
         found.append(
-            f"{series}: {errors[0]}, {errors[mine.index(best)]}, {errors[-1]}; "
-            f"flat from {min(flat):g} to {max(flat):g}"
+            f"{series}: {errors[0]}, {errors[place]}, {errors[-1]}; "
+            f"flat from {mine[first].arm.place:g} to {mine[last].arm.place:g}"
         )
     title = "\n".join(found)
     top = 3 * min(result.mean(test_error) for result in results)

@@ -171,7 +171,7 @@ def effort(experiment: Experiment) -> float:
 def _read(path: Path) -> Metrics:
     try:
         return json.loads(path.read_text())["metrics"]
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise BadInput(
             f"{path} cannot be read: delete it, and its run is trained again."
         ) from error

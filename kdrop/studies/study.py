@@ -152,6 +152,12 @@ def grid(common: Mapping[str, Any] | None = None, **values: Sequence) -> list[di
     ]
 
 
+def split(examples: int, held: int) -> dict[str, Any]:
+    """An experiment's settings to train on so many and to validate on others."""
+    whole = examples + held
+    return {"train_size": whole, "validation": held / whole}
+
+
 def said(result: Result, name: str = "") -> str:
     mean, error = result.mean(test_error), result.error(test_error)
     spread = "" if np.isnan(error) else f" ± {error:.2f}"
@@ -268,7 +274,7 @@ def write(path: Path, results: Results) -> None:
     """The CSV: a row for each run, its arm, settings and metrics."""
     rows = []
     for result in results:
-        runs = {experiment: m for experiment, m in result.searched.items()}
+        runs = dict(result.searched)
         for seed, metrics in result.found.items():
             runs[replace(result.chosen, seed=seed)] = metrics
         for experiment, metrics in runs.items():
