@@ -116,13 +116,13 @@ def main() -> int:
     for path in filter(None, (options.csv, options.picture)):
         if not path.parent.is_dir():
             parser.error(f"{path.parent} is not a folder: make it first")
-    unknown = [word for word in options.claims if word not in words]
+    unknown = [name for name in options.claims if name not in words | CLAIMS]
     if unknown:
         parser.error(f"no claim {', '.join(unknown)}; there are {', '.join(words)}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows, failed = [], 0
     for name in CLAIMS:
-        if not options.claims or name.split()[0] in options.claims:
+        if not options.claims or {name, name.split()[0]} & {*options.claims}:
             try:
                 rows += compare(name, options.processes)
             except BadInput as error:  # the others' figures are not to be lost
