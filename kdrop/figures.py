@@ -16,8 +16,7 @@ from kdrop.plots import CHARACTER, COLOURS, MARKERS, STYLE, TRAINING, legend, wr
 
 Seeds = Sequence[float]  # a metric of each seed
 LIMIT: dict = {"color": "black", "marker": "|", "ls": "none", "ms": 10, "mew": 1.4}
-
-ERRORS: dict = {"capsize": 2.5, "elinewidth": 1, "capthick": 1}
+BARS: dict = {"capsize": 2.5, "elinewidth": 1, "capthick": 1}
 
 
 @matplotlib.rc_context(STYLE)
@@ -48,7 +47,7 @@ def dots(
             place = names.index(name) + shift
             panel.plot(values, [place] * len(values), **look, mfc="none", ms=3, mew=0.6)
             mean, error = _summary(values)
-            panel.errorbar(mean, place, xerr=error, **look, **ERRORS)
+            panel.errorbar(mean, place, xerr=error, **look, **BARS)
         if len(groups) > 1:
             handles.append(Line2D([], [], label=group, **look))
     for name, value in (limits or {}).items():
@@ -98,7 +97,7 @@ def lines(
             own = {"color": COLOURS[number], "marker": MARKERS[number]}
             look = looks.setdefault(name, own)
             means, errors = zip(*map(_summary, points.values()), strict=True)
-            panel.errorbar(list(points), means, yerr=errors, **look, **ERRORS)
+            panel.errorbar(list(points), means, yerr=errors, **look, **BARS)
         for name, values in (levels or {}).items():
             mean, error = _summary(values)
             panel.axhline(mean, color="0.3", linestyle=TRAINING)

@@ -203,12 +203,12 @@ def settings(arm: Arm) -> dict[Experiment, str]:
         if len({getattr(each, field.name) for each in arm.candidates}) > 1
     ]
 
-    def said(value):
+    def shown(value):
         several = isinstance(value, tuple)
-        return "/".join(map(said, value)) if several else f"{value:g}"
+        return "/".join(map(shown, value)) if several else f"{value:g}"
 
     return {
-        each: ", ".join(f"{name} {said(getattr(each, name))}" for name in names)
+        each: ", ".join(f"{name} {shown(getattr(each, name))}" for name in names)
         for each in arm.candidates
     }
 
@@ -221,14 +221,13 @@ def search_table(results: Results) -> Table:
     shown.add_column("others")
     for result in results:
         if len(result.searched) > 1:
-            words = {
-                each: f"{said}: {100 * metrics['validation_accuracy']:.2f}"
-                for (each, metrics), said in zip(
-                    result.searched.items(), settings(result.arm).values(), strict=True
-                )
+            words = settings(result.arm)
+            lines = {
+                each: f"{words[each]}: {100 * metrics['validation_accuracy']:.2f}"
+                for each, metrics in result.searched.items()
             }
-            chosen = words.pop(result.chosen)
-            shown.add_row(result.arm.name, chosen, "\n".join(words.values()))
+            chosen = lines.pop(result.chosen)
+            shown.add_row(result.arm.name, chosen, "\n".join(lines.values()))
     return shown
 
 
