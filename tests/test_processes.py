@@ -212,7 +212,7 @@ def test_two_processes_train_as_one(name, request):
             assert 0.02 < np.mean(alone[layer] == 0) < 0.98
             np.testing.assert_array_equal(found[layer], alone[layer])
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-5)
-        # One of the 1,000 may lie on the border of two classes; seeds are further apart.
+        # One of the 1,000 may lie on the border of two classes; seeds part more.
         apart = np.max(np.abs(found["accuracy"] - alone["accuracy"]))
         assert apart < 0.0011 and apart <= np.ptp(alone["accuracy"])
 
