@@ -150,10 +150,9 @@ def _draw_alexnet(path: Path, results: Results) -> str:
             for a, b in pairwise(mine)
             if beyond(a, b, test_error)
         ]
-        found.append(
-            f"{series}: {', '.join(map(said, mine))};\n"
-            f"down beyond two standard errors: {', '.join(steps) or 'neither step'}"
-        )
+        words = "both steps" if len(steps) == 2 else ", ".join(steps) or "neither step"
+        means = " → ".join(f"{result.mean(test_error):.2f}" for result in mine)
+        found.append(f"{series}: {means} %\nbeyond two standard errors: {words}")
     title = "\n".join(found)
     figures.dots(path, title, groups, "Test error (%)")
     return title
