@@ -43,7 +43,7 @@ def family(size: str) -> Study:
     """
     examples, width, epochs, seeds = {
         "quick": (500, 8, 6, 2),
-        "default": (2000, 12, 16, 3),
+        "default": (2000, 8, 16, 3),
         "full": (40000, 32, 100, 5),
     }[size]
     base = partial(
