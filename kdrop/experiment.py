@@ -240,7 +240,13 @@ def _dropouts(name: str, examples: int) -> dict[str, Any]:
     # The first argument of the others is not a rate: they learn it. The weights of
     # their losses are those that the papers derive for so many examples.
     if name == "StandoutDropout":
-        return {"dropout": lambda rate, **named: layer(**named)}
+        # Near the network's rate at first. Half of the units, as by default, behind
+        # every convolution makes noise that batch normalisation does not survive.
+        return {
+            "dropout": lambda rate, **named: layer(
+                beta=math.log((1 - rate) / rate), **named
+            )
+        }
     if name == "VariationalDropout":
         weight = {"divergence_weight": 1 / examples}
         return {"dense": lambda units, rate, **rest: layer(units, **weight, **rest)}
