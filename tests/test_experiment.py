@@ -349,7 +349,9 @@ def test_layers_for_maps_stand_behind_convolutions(name):
 def test_a_layer_without_a_rate_is_called_without():
     settings = dataclasses.replace(SMALL, dropout="StandoutDropout")
     built = module.network(settings, load_data(SMALL))
-    assert built.get_layer("drop_1").alpha == 1.0
+    layer = built.get_layer("drop_1")
+    assert layer.alpha == 1.0
+    assert 1 / (1 + np.exp(layer.beta)) == pytest.approx(0.3)  # the network's rate
     for given in {"rate": (0.5,)}, {"schedule": "early"}:
         with pytest.raises(BadInput, match="StandoutDropout has no rate to set"):
             dataclasses.replace(settings, **given)
