@@ -239,11 +239,9 @@ def _dropouts(name: str, examples: int) -> dict[str, Any]:
         return {"dense": layer}
     # The first argument of the others is not a rate: they learn it. The weights of
     # their losses are those that the papers derive for so many examples.
-    if name == "StandoutDropout":
-        # Near the network's rate at first. Half of the units, as by default, behind
-        # every convolution makes noise that batch normalisation does not survive.
+    if name == "StandoutDropout":  # for dense layers, as there; near their rate at first
         return {
-            "dropout": lambda rate, **named: layer(
+            "dense_dropout": lambda rate, **named: layer(
                 beta=math.log((1 - rate) / rate), **named
             )
         }

@@ -352,6 +352,9 @@ def test_a_layer_without_a_rate_is_called_without():
     layer = built.get_layer("drop_1")
     assert layer.alpha == 1.0
     assert 1 / (1 + np.exp(layer.beta)) == pytest.approx(0.3)  # the network's rate
+    images_too = dataclasses.replace(settings, model="alexnet32", width=2)
+    drops = [x for x in module.network(images_too, images()).layers if "drop" in x.name]
+    assert [x.name for x in drops] == ["drop_4"]  # none behind convolutions
     for given in {"rate": (0.5,)}, {"schedule": "early"}:
         with pytest.raises(BadInput, match="StandoutDropout has no rate to set"):
             dataclasses.replace(settings, **given)

@@ -38,8 +38,8 @@ def regularisers(size: str) -> Study:
         "default": (10000, (512, 512), 80, 3),
         "full": (50000, (1024, 1024, 2048), 200, 3),
     }[size]
-    # Four candidates each: where dropout and another regulariser have settings of their
-    # own, the learning rate is the lower one.
+    # Four candidates each: where two regularisers have settings of their own, the
+    # learning rate is the lower one.
     base = partial(_mnist(examples, hidden, epochs), learning_rate=1e-3)
     dropping: dict[str, Any] = dict(dropout="InvertedDropout", input_rate=0.2)
     paces, rates, norms = (1e-3, 3e-3), [(0.3,), (0.5,)], (1.0, 2.0)
@@ -50,11 +50,7 @@ def regularisers(size: str) -> Study:
             **{
                 "none": grid(learning_rate=(3e-4, 1e-3, 3e-3, 1e-2)),
                 "L2": grid(learning_rate=paces, l2=(1e-4, 1e-3)),
-                "L1 + L2": [
-                    {"learning_rate": pace, "l1": weight, "l2": weight}
-                    for pace in paces
-                    for weight in (1e-6, 1e-5)
-                ],
+                "L1 + L2": grid(l1=(1e-6, 1e-5), l2=(1e-4, 1e-3)),
                 "max-norm": grid(learning_rate=paces, max_norm=norms),
                 "dropout": grid(dropping, learning_rate=paces, rate=rates),
                 "dropout + L2": grid(dropping, rate=rates, l2=(1e-5, 1e-4)),
@@ -94,7 +90,7 @@ def rate(size: str) -> Study:
     """Srivastava et al. (2014), section 7.3."""
     examples, width, product, epochs, rates, seeds = {
         "quick": (500, 256, 64, 15, (0.0, 0.2, 0.5, 0.8, 0.9), 2),
-        "default": (5000, 512, 128, 20, (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9), 3),
+        "default": (5000, 512, 128, 80, (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9), 5),
         "full": (50000, 2048, 256, 200, tuple(n / 10 for n in range(10)), 3),
     }[size]
     layers = 3 if size == "full" else 2
