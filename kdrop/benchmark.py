@@ -16,12 +16,18 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+try:
+    from rich.console import Console
+    from rich.table import Table
 
-from kdrop import figures
-from kdrop.claims import CLAIMS, Claim
-from kdrop.data import BadInput
+    from kdrop import figures
+    from kdrop.claims import CLAIMS, Claim
+    from kdrop.data import BadInput
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    print(f"kdrop.benchmark: {missing}: pip install '.[train]'", file=sys.stderr)
+    sys.exit(2)
 
 UNITS = {"ms": 1e3, "ns": 1e9, "MiB": 2**-20}  # of a second, and of a byte
 

@@ -239,7 +239,8 @@ def _dropouts(name: str, examples: int) -> dict[str, Any]:
         return {"dense": layer}
     # The first argument of the others is not a rate: they learn it. The weights of
     # their losses are those that the papers derive for so many examples.
-    if name == "StandoutDropout":  # for dense layers, as there; near their rate at first
+    if name == "StandoutDropout":
+        # In the dense layers, as the paper's. Its probabilities begin near their rate.
         return {
             "dense_dropout": lambda rate, **named: layer(
                 beta=math.log((1 - rate) / rate), **named

@@ -18,13 +18,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+try:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
 
-from kdrop import figures
-from kdrop.layers import InvertedDropout
-from kdrop.models import MODELS
+    from kdrop import figures
+    from kdrop.layers import InvertedDropout
+    from kdrop.models import MODELS
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    print(f"kdrop.scaling: {missing}: pip install '.[train]'", file=sys.stderr)
+    sys.exit(2)
 
 DEVICES = [2**n for n in range(11)]
 # Of one device where each has its own (weak scaling), of all where they share it.

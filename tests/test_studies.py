@@ -330,3 +330,19 @@ def test_bad_input_is_told_in_a_sentence(
     told = capsys.readouterr().err
     assert told.startswith("kdrop.studies: ") and told.count("\n") == 1
     assert sentence in told
+
+
+@pytest.mark.parametrize("module", ["studies", "scaling", "benchmark"])
+def test_a_missing_extra_is_one_sentence(tmp_path, module):
+    code = (
+        "import runpy, sys; sys.modules['matplotlib'] = None;"
+        f"runpy.run_module('kdrop.{module}', run_name='__main__', alter_sys=True)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode == 2, process.stderr
+    told = process.stderr.splitlines()[-1]  # TensorFlow's start writes before it
+    assert re.fullmatch(
+        rf"kdrop.{module}: .*\bmatplotlib\b.*: pip install '.\[train\]'", told
+    )

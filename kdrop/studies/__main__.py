@@ -5,16 +5,22 @@ import signal
 import sys
 from pathlib import Path
 
-from rich.console import Console
+try:
+    from rich.console import Console
 
-from kdrop import studies
-from kdrop.data import BadInput, check_choice
-from kdrop.export import check_writable
-from kdrop.studies.cifar import alexnet, family
-from kdrop.studies.mnist import rate, regularisers, votes
-from kdrop.studies.runner import MOST_JOBS, Runner, cores
-from kdrop.studies.spiral import spiral
-from kdrop.studies.study import answer, search_table, settings, table, write
+    from kdrop import studies
+    from kdrop.data import BadInput, check_choice
+    from kdrop.export import check_writable
+    from kdrop.studies.cifar import alexnet, family
+    from kdrop.studies.mnist import rate, regularisers, votes
+    from kdrop.studies.runner import MOST_JOBS, Runner, cores
+    from kdrop.studies.spiral import spiral
+    from kdrop.studies.study import answer, search_table, settings, table, write
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    print(f"kdrop.studies: {missing}: pip install '.[train]'", file=sys.stderr)
+    sys.exit(2)
 
 STUDIES = {
     study.__name__: study
