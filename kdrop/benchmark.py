@@ -21,7 +21,8 @@ try:
     from rich.table import Table
 
     from kdrop import figures
-    from kdrop.claims import CLAIMS, Claim
+    from kdrop.claims import CLAIMS
+    from kdrop.claims.claim import Claim
     from kdrop.data import BadInput
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":

@@ -9,9 +9,11 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from kdrop import InvertedDropout, benchmark, claims
+from kdrop import InvertedDropout, benchmark
 from kdrop.benchmark import compare, measure, show
-from kdrop.claims import CLAIMS, Claim
+from kdrop.claims import CLAIMS, training
+from kdrop.claims.claim import Claim
+from kdrop.claims.layers import both_ways
 
 
 def test_variants_take_turns_and_the_first_round_is_not_counted():
@@ -122,7 +124,7 @@ def test_a_claim_is_measured_written_and_drawn(tmp_path, monkeypatch, capsys):
 
 def test_a_step_goes_both_ways_through_the_layer():
     inputs, upstream = tf.fill((64, 64), 3.0), tf.fill((64, 64), 5.0)
-    step = tf.function(claims._both_ways(InvertedDropout(0.5, seed=1)))
+    step = tf.function(both_ways(InvertedDropout(0.5, seed=1)))
     outputs, gradient = step(inputs, upstream)
     kept = outputs.numpy() != 0
     np.testing.assert_array_equal(outputs, 6.0 * kept)
@@ -132,14 +134,14 @@ def test_a_step_goes_both_ways_through_the_layer():
 
 
 def test_each_dropout_of_a_training_step_is_in_the_network(monkeypatch):
-    names, layer = [], claims._layer
+    names, layer = [], training.drop_layer
 
     def noted(name, rate):
         names.append(name)
         return layer(name, rate)
 
-    monkeypatch.setattr(claims, "_layer", noted)
+    monkeypatch.setattr(training, "drop_layer", noted)
     shape = 4, 8, 8, 3
-    variants = claims._steps(claims._convolutions, shape, 10, 0.1, steps=1)
+    variants = training._steps(training._convolutions, shape, 10, 0.1, steps=1)
     assert names == ["keras Dropout"] * 4 + ["InvertedDropout"] * 4
     assert all(measured() > 0 for measured in variants.values())

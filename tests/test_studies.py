@@ -300,6 +300,20 @@ def test_each_study_says_and_draws_what_it_found(name, tmp_path):
     assert f"{best.mean(test_error):.2f}" in finding
 
 
+def test_the_plateau_of_rates_ends_where_the_error_first_rises(tmp_path):
+    study = mnist.rate("default")
+    errors = [4.5, 3.95, 3.8, 3.9, 4.6, 6.1, 3.9, 4.5, 4.4, 4.3, 4.2, 4.1, 4.0, 3.9]
+    results = [
+        Result(arm, arm.candidates[0], {}, {0: metrics})
+        for arm, error in zip(study.arms, errors, strict=True)
+        if (metrics := {"test_accuracy": 1 - error / 100, "train_accuracy": 1.0})
+    ]
+    wide, kept = study.draw(tmp_path / "figure.png", results).splitlines()
+    assert "4.50 % at 0, 3.80 % at 0.3, 3.90 % at 0.9; " in wide
+    assert wide.endswith("at most a tenth above the least from 0.1 to 0.5")
+    assert kept.endswith("from 0.5 to 0.9")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -29,6 +29,7 @@ from kdrop.studies.study import (
 
 PASSES = (1, 2, 5, 10, 20, 50, 100)
 SAMPLED = 200  # passes, shared out into votes of fewer
+PLATEAU = 1.1  # times the least error; what is sure depends on how many seeds there are
 
 
 def regularisers(size: str) -> Study:
@@ -120,16 +121,17 @@ def _draw_rate(path: Path, results: Results) -> str:
     found = []
     for series in panels:
         mine = [result for result in results if result.arm.series == series]
-        best = min(mine, key=lambda result: result.mean(test_error))
-        place = first = last = mine.index(best)
-        while first > 0 and not beyond(mine[first - 1], best, test_error):
+        means = [result.mean(test_error) for result in mine]
+        place = first = last = int(np.argmin(means))
+        while first > 0 and means[first - 1] <= PLATEAU * means[place]:
             first -= 1
-        while last + 1 < len(mine) and not beyond(mine[last + 1], best, test_error):
+        while last + 1 < len(mine) and means[last + 1] <= PLATEAU * means[place]:
             last += 1
         errors = [f"{r.mean(test_error):.2f} % at {r.arm.place:g}" for r in mine]
         found.append(
             f"{series}: {errors[0]}, {errors[place]}, {errors[-1]}; "
-            f"flat from {mine[first].arm.place:g} to {mine[last].arm.place:g}"
+            f"at most a tenth above the least from {mine[first].arm.place:g} to "
+            f"{mine[last].arm.place:g}"
         )
     title = "\n".join(found)
     top = 3 * min(result.mean(test_error) for result in results)
