@@ -121,7 +121,8 @@ def lines(
         for values in points.values()
     )
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    means = f"Bars and band: standard error of {most} seeds." if most > 1 else ""
+    drawn_so = "Bars and band" if levels else "Bars"
+    means = f"{drawn_so}: standard error of {most} seeds." if most > 1 else ""
     legend(figure, handles, means)
     figure.savefig(path)
 

@@ -309,9 +309,11 @@ def test_the_plateau_of_rates_ends_where_the_error_first_rises(tmp_path):
         if (metrics := {"test_accuracy": 1 - error / 100, "train_accuracy": 1.0})
     ]
     wide, kept = study.draw(tmp_path / "figure.png", results).splitlines()
-    assert "4.50 % at 0, 3.80 % at 0.3, 3.90 % at 0.9; " in wide
-    assert wide.endswith("at most a tenth above the least from 0.1 to 0.5")
-    assert kept.endswith("from 0.5 to 0.9")
+    assert wide == (
+        "width 512: 3.80 % at 0.3, at most a tenth more from 0.1 to 0.5; "
+        "4.50 % at 0 and 3.90 % at 0.9"
+    )
+    assert "3.90 % at 0.9, at most a tenth more from 0.5 to 0.9" in kept
 
 
 @pytest.mark.parametrize(

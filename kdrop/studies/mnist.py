@@ -118,7 +118,7 @@ def _draw_rate(path: Path, results: Results) -> str:
         lines = panels.setdefault(result.arm.series, {"test": {}, "training": {}})
         lines["test"][result.arm.place] = result.values(test_error)
         lines["training"][result.arm.place] = result.values(training_error)
-    found = []
+    found, ends = [], []
     for series in panels:
         mine = [result for result in results if result.arm.series == series]
         means = [result.mean(test_error) for result in mine]
@@ -127,16 +127,18 @@ def _draw_rate(path: Path, results: Results) -> str:
             first -= 1
         while last + 1 < len(mine) and means[last + 1] <= PLATEAU * means[place]:
             last += 1
-        errors = [f"{r.mean(test_error):.2f} % at {r.arm.place:g}" for r in mine]
+        places = [result.arm.place for result in mine]
         found.append(
-            f"{series}: {errors[0]}, {errors[place]}, {errors[-1]}; "
-            f"at most a tenth above the least from {mine[first].arm.place:g} to "
-            f"{mine[last].arm.place:g}"
+            f"{series}: {means[place]:.2f} % at {places[place]:g}, at most a tenth "
+            f"more from {places[first]:g} to {places[last]:g}"
+        )
+        ends.append(
+            f"{means[0]:.2f} % at {places[0]:g} and {means[-1]:.2f} % at {places[-1]:g}"
         )
     title = "\n".join(found)
     top = 3 * min(result.mean(test_error) for result in results)
     figures.lines(path, title, panels, "Dropout rate", "Error (%)", top=top)
-    return title
+    return "\n".join(map("; ".join, zip(found, ends, strict=True)))
 
 
 def votes(size: str) -> Study:
