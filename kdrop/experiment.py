@@ -240,7 +240,7 @@ def _dropouts(name: str, examples: int) -> dict[str, Any]:
     # The first argument of the others is not a rate: they learn it. The weights of
     # their losses are those that the papers derive for so many examples.
     if name == "StandoutDropout":
-        # In the dense layers, as the paper's. Its probabilities begin near their rate.
+        # Not behind convolutions, as in the paper. It begins near the place's rate.
         return {
             "dense_dropout": lambda rate, **named: layer(
                 beta=math.log((1 - rate) / rate), **named

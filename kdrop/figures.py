@@ -51,7 +51,7 @@ def dots(
         if len(groups) > 1:
             handles.append(Line2D([], [], label=group, **look))
     for name, value in (limits or {}).items():
-        panel.axvline(value, color="0.3", linestyle=TRAINING, zorder=0)
+        panel.axvline(value, color="0.3", linestyle=TRAINING, zorder=1)
         handles.append(Line2D([], [], label=name, color="0.3", linestyle=TRAINING))
     panel.set_yticks(range(len(names)), [wrap(name, 40) for name in names])
     panel.tick_params(axis="y", length=0)
@@ -75,6 +75,7 @@ def lines(
     label: str,
     levels: Mapping[str, Seeds] | None = None,
     logarithmic: bool = False,
+    bottom: float | None = 0.0,
     top: float | None = None,
 ) -> None:
     """Draw mean and standard error against a number.
@@ -86,11 +87,13 @@ def lines(
         label: What the values are, with their unit.
         levels: Values that hold at all places: a dashed line and a band of its error.
         logarithmic: The scale of the places.
-        top: Of the picture: what is above it is cut off.
+        bottom: Of the picture; `None` for what the values need.
+        top: Of the picture: what is above it is cut off, and told below.
     """
     figure = Figure((7.2, 3.6), layout="constrained")
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     looks: dict[str, dict] = {}
+    cut: list[str] = []
     for panel, (heading, series) in zip(drawn, panels.items(), strict=True):
         for name, points in series.items():
             number = len(looks)
@@ -98,12 +101,17 @@ def lines(
             look = looks.setdefault(name, own)
             means, errors = zip(*map(_summary, points.values()), strict=True)
             panel.errorbar(list(points), means, yerr=errors, **look, **BARS)
+            cut += [
+                f"{heading}, {name}: {mean:.1f} at {place:g}."
+                for place, mean in zip(points, means, strict=True)
+                if top is not None and mean > top
+            ]
         for name, values in (levels or {}).items():
             mean, error = _summary(values)
             panel.axhline(mean, color="0.3", linestyle=TRAINING)
             panel.axhspan(mean - error, mean + error, color="0.85", lw=0, zorder=0)
             looks.setdefault(name, {"color": "0.3", "linestyle": TRAINING})
-        panel.set_ylim(0, top)
+        panel.set_ylim(bottom, top)
         if logarithmic:
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
@@ -123,7 +131,9 @@ def lines(
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     drawn_so = "Bars and band" if levels else "Bars"
     means = f"{drawn_so}: standard error of {most} seeds." if most > 1 else ""
-    legend(figure, handles, means)
+    if cut:
+        means += f" Cut off: {' '.join(cut)}"
+    legend(figure, handles, means.strip())
     figure.savefig(path)
 
 

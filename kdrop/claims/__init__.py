@@ -7,4 +7,5 @@ that a layer reads and writes, forward and backward.
 
 from kdrop.claims import inference, layers, training
 
+# Several claims may share their first word, which asks for them all.
 CLAIMS = {**layers.CLAIMS, **inference.CLAIMS, **training.CLAIMS}

@@ -7,6 +7,7 @@ family        every layer for images, at its own best rate, on CIFAR-10
 spiral        every layer of units against the best possible classifier
 alexnet       dropout nowhere, in the classifier, and everywhere, on CIFAR-10
 
-A study prints its table, and leaves NAME.csv and NAME.png below --output. Killed, it
-goes on with the same command. Hyperparameters are chosen on validation data alone.
+A study prints its table, and leaves NAME.csv and NAME.png in a folder of its name below
+--output. Killed, it goes on with the same command. Hyperparameters are chosen on
+validation data alone.
 """

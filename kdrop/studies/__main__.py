@@ -10,6 +10,7 @@ try:
 
     from kdrop import studies
     from kdrop.data import BadInput, check_choice
+    from kdrop.experiment import load_data
     from kdrop.export import check_writable
     from kdrop.studies.cifar import alexnet, family
     from kdrop.studies.mnist import rate, regularisers, votes
@@ -47,6 +48,7 @@ def conduct(
     study = STUDIES[name](size)
     folder = output / (name if size == "default" else f"{name}-{size}")
     check_writable(folder)
+    load_data(study.arms[0].candidates[0], data_dir)  # one process alone downloads
     console.print(f"{study.question}  {study.runs} runs, {jobs} at once")
     for arm in study.arms:
         if len(arm.candidates) > 1:
@@ -60,6 +62,8 @@ def conduct(
     write(folder / f"{name}.csv", results)
     finding = study.draw(folder / f"{name}.png", results)
     console.print(finding, highlight=False)
+    if size == "quick":
+        console.print("A first look: too few steps for dropout to be judged.")
     return folder
 
 
@@ -76,15 +80,25 @@ def main() -> int:
     )
     parser.add_argument("name", help=f"one of {', '.join(STUDIES)}")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", action="store_true", help="in five minutes at most")
+    sizes.add_argument(
+        "--quick", action="store_true", help="a first look, too short for findings"
+    )
     sizes.add_argument("--full", action="store_true", help="the paper's own size")
     parser.add_argument(
-        "--output", type=Path, default=Path("studies"), help="own: %(default)s"
+        "--output",
+        type=Path,
+        default=Path("studies"),
+        help="a folder for the studies' own; default: %(default)s",
     )
     parser.add_argument(
-        "--jobs", type=int, default=min(cores(), MOST_JOBS), help="runs at once"
+        "--jobs",
+        type=int,
+        default=min(cores(), MOST_JOBS),
+        help="runs at once; default: %(default)s",
     )
-    parser.add_argument("--data-dir", type=Path, help="of tensorflow-datasets")
+    parser.add_argument(
+        "--data-dir", type=Path, help="of tensorflow-datasets; default: TFDS_DATA_DIR"
+    )
     console = Console(width=None if sys.stdout.isatty() else 120)
     for stop in signal.SIGINT, signal.SIGTERM:
         signal.signal(stop, signal.default_int_handler)

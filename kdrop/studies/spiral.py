@@ -17,7 +17,7 @@ def spiral(size: str) -> Study:
     base = partial(Experiment, data="spiral", dropout="none", epochs=epochs)
     rates = [(0.1,), (0.3,), (0.5,)]
     return Study(
-        "The spiral: does dropout help where the best possible accuracy is 91.0 %?",
+        f"The spiral: does dropout help where at best {BEST_ACCURACY:.1%} are right?",
         arms(
             base,
             none=[{"learning_rate": rate} for rate in (0.002, 0.005, 0.01)],
@@ -45,4 +45,5 @@ def _draw_spiral(path: Path, results: Results) -> str:
     groups = {"": {r.arm.name: r.values(test_error) for r in results}}
     limit = {"best possible classifier": 100 * (1 - BEST_ACCURACY)}
     figures.dots(path, title, groups, "Test error (%)", limit)
-    return f"{title}. The best possible classifier: 9.0 %, loss {BEST_LOSS}."
+    best = f"{100 * (1 - BEST_ACCURACY):.1f} %, loss {BEST_LOSS}"
+    return f"{title}. The best possible classifier: {best}."

@@ -165,12 +165,13 @@ def said(result: Result, name: str = "") -> str:
 
 
 def better(plain: Result, others: Results) -> str:
-    """How many of the others err less than the one without any dropout."""
+    """How many of the others err less, and more, than the one without any dropout."""
     less = [r for r in others if r.mean(test_error) < plain.mean(test_error)]
-    surely = [r for r in less if beyond(plain, r, test_error)]
+    surely = sum(beyond(plain, r, test_error) for r in others)
+    more = sum(beyond(r, plain, test_error) for r in others)
     return (
-        f"{len(less)} of {len(others)} layers err less than the network without, "
-        f"{len(surely)} of them beyond two standard errors"
+        f"{len(less)} of {len(others)} layers err less than none, {surely} of them "
+        f"beyond two standard errors; {more} so err more"
     )
 
 
