@@ -187,8 +187,11 @@ def _draw_votes(path: Path, results: Results) -> str:
     voted = {float(k): result.values(metric(f"error_of_{k}", 100)) for k in PASSES}
     level, last = np.mean(scaled), PASSES[-1]
     # In pairs: a vote and weight scaling are of one network.
-    more = {k: np.subtract(values, scaled) for k, values in voted.items()}
-    meets = [k for k, each in more.items() if each.mean() <= 2 * standard_error(each)]
+    more = {
+        k: [vote - single for vote, single in zip(values, scaled, strict=True)]
+        for k, values in voted.items()
+    }
+    meets = [k for k, each in more.items() if np.mean(each) <= 2 * standard_error(each)]
     words = f"does not meet weight scaling ({level:.2f} %) within {last} passes"
     if meets:
         words = (
@@ -197,7 +200,7 @@ def _draw_votes(path: Path, results: Results) -> str:
         )
     title = (
         f"The vote {words}:\none pass errs in {np.mean(voted[1]):.2f} %, {last} in "
-        f"{np.mean(voted[last]):.2f} %, {more[last].mean():+.2f} ± "
+        f"{np.mean(voted[last]):.2f} %, {np.mean(more[last]):+.2f} ± "
         f"{standard_error(more[last]):.2f} in pairs"
     )
     figures.lines(

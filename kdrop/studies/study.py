@@ -166,12 +166,11 @@ def said(result: Result, name: str = "") -> str:
 
 def better(plain: Result, others: Results) -> str:
     """How many of the others err less, and more, than the one without any dropout."""
-    less = [r for r in others if r.mean(test_error) < plain.mean(test_error)]
-    surely = sum(beyond(plain, r, test_error) for r in others)
-    more = sum(beyond(r, plain, test_error) for r in others)
+    less = sum(beyond(plain, result, test_error) for result in others)
+    more = sum(beyond(result, plain, test_error) for result in others)
     return (
-        f"{len(less)} of {len(others)} layers err less than none, {surely} of them "
-        f"beyond two standard errors; {more} so err more"
+        f"Beyond two standard errors {less} of {len(others)} layers err less than "
+        f"none, {more} more"
     )
 
 
