@@ -78,3 +78,12 @@ def test_lines_are_means_with_their_standard_errors(drawn, tmp_path):
     assert left.get_title() == "left"
     assert (left.get_xlabel(), left.get_ylabel()) == ("Passes", "Error (%)")
     assert legends(drawn[0]) == ["test", "training", "level"]
+
+
+def test_what_is_cut_off_is_told(tmp_path, drawn):
+    points = {0.0: [1.0, 1.2], 0.9: [40.0, 41.0]}
+    for top, told in (4, " Cut off: wide, test: 40.5 at 0.9."), (None, ""):
+        panels = {"wide": {"test": points}}
+        figures.lines(tmp_path / "lines.png", "", panels, "Rate", "Error", top=top)
+        title = drawn[-1].legends[0].get_title().get_text().replace("\n", " ")
+        assert title == f"Bars: standard error of 2 seeds.{told}"

@@ -27,6 +27,7 @@ from kdrop.studies.study import (
     Arm,
     Result,
     Study,
+    better,
     beyond,
     choose,
     spread,
@@ -224,6 +225,34 @@ def test_the_seeds_spread():
     assert not beyond(near, three, test_error)
     assert beyond(far, three, test_error)
     assert not beyond(three, far, test_error)
+    assert better(three, [near, far, far, result(0.95, 0.95, 0.95)]) == (
+        "Beyond two standard errors 1 of 4 layers err less than none, 2 more"
+    )
+
+
+def test_votes_meet_weight_scaling_in_pairs(tmp_path):
+    study = mnist.votes("default")
+    errors = {1: 0.08, 2: 0.06, 5: 0.05, 10: 0.045, 20: 0.042, 50: 0.041, 100: 0.04}
+
+    def finding(single, further):
+        # Networks that differ more from each other than votes from weight scaling.
+        metrics = {
+            seed: {"test_accuracy": 1 - single - shift}
+            | {f"error_of_{k}": each + shift for k, each in errors.items()}
+            | {"error_of_50": errors[50] + shift + further}
+            for seed, (shift, further) in enumerate(
+                zip((0.0, 0.01, 0.02), further, strict=True)
+            )
+        }
+        arm = study.arms[0]
+        found = [Result(arm, arm.candidates[0], {}, metrics)]
+        return study.draw(tmp_path / "figure.png", found)
+
+    even = (0.0, 0.0, 0.0)
+    assert "does not meet weight scaling (4.90 %) within 100" in finding(0.039, even)
+    told = finding(0.0408, (-0.0006, 0.0, 0.0006))  # .02 ± .03 more
+    assert "two standard errors of weight scaling (5.08 %) from 50 passes on" in told
+    assert "100 in 5.00 %, -0.08 ± 0.00 in pairs" in told
 
 
 def test_votes_of_so_many_share_no_pass(monkeypatch):
