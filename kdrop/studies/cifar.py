@@ -23,6 +23,7 @@ from kdrop.studies.study import (
     arms,
     better,
     beyond,
+    grid,
     metric,
     said,
     split,
@@ -48,12 +49,13 @@ def family(size: str) -> Study:
     }[size]
     base = partial(
         Experiment, data="cifar10", width=width, hidden=(32 * width,), mirror=False,
-        epochs=epochs, batch_size=64, learning_rate=0.003,
+        epochs=epochs, batch_size=64, learning_rate=0.01,
         **split(examples, min(examples // 2, 10000)),
     )  # fmt: skip
-    few = slice(1) if size == "quick" else slice(2)
-    learning_rates = [{"learning_rate": each} for each in (3e-3, 1e-3)][few]
-    rates = [{"rate": (n / 2, n / 2, n, 2.5 * n)} for n in (0.1, 0.2)][few]
+    few = size == "quick"
+    shares = (0.1,) if few else (0.05, 0.1, 0.2)
+    rates = [{"rate": (n / 2, n / 2, n, 2.5 * n)} for n in shares]
+    learning_rates = grid(learning_rate=(1e-2,) if few else (3e-3, 1e-2, 3e-2))
     rated = [f"{name}Dropout" for name in UNITS] + MAPS + ["DropConnectDense"]
     searched = {**dict.fromkeys(rated, rates), **dict.fromkeys(LEARNED, learning_rates)}
     changes = {
