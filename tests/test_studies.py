@@ -251,7 +251,7 @@ def test_votes_meet_weight_scaling_in_pairs(tmp_path):
     even = (0.0, 0.0, 0.0)
     assert "does not meet weight scaling (4.90 %) within 100" in finding(0.039, even)
     told = finding(0.0408, (-0.0006, 0.0, 0.0006))  # .02 ± .03 more
-    assert "two standard errors of weight scaling (5.08 %) from 50 passes on" in told
+    assert "two standard errors of weight scaling (5.08 %) with 50 passes" in told
     assert "100 in 5.00 %, -0.08 ± 0.00 in pairs" in told
 
 

@@ -196,7 +196,7 @@ def _draw_votes(path: Path, results: Results) -> str:
     if meets:
         words = (
             f"is within two standard errors of weight scaling ({level:.2f} %) "
-            f"from {meets[0]:.0f} passes on"
+            f"with {meets[0]:.0f} passes"
         )
     title = (
         f"The vote {words}:\none pass errs in {np.mean(voted[1]):.2f} %, {last} in "
