@@ -392,3 +392,13 @@ def test_a_missing_extra_is_one_sentence(tmp_path, module):
     assert re.fullmatch(
         rf"kdrop.{module}: .*\bmatplotlib\b.*: pip install '.\[train\]'", told
     )
+
+
+def test_data_are_had_before_several_processes_ask_for_them(tmp_path, monkeypatch):
+    def missing(experiment, folder):
+        raise main.BadInput(f"{experiment.data} is not in {folder}.")
+
+    monkeypatch.setattr(main, "load_data", missing)
+    monkeypatch.setattr(main, "Runner", None)  # a call of it would be a TypeError
+    with pytest.raises(main.BadInput, match="mnist is not in here"):
+        main.conduct("votes", "quick", tmp_path, 2, Console(quiet=True), "here")
