@@ -192,6 +192,18 @@ def test_a_stop_is_told_and_ends_the_processes(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "late").exists()
 
 
+def test_a_killed_process_of_a_run_is_told(monkeypatch, tmp_path, capsys):
+    def die(runner, experiments):
+        runner.pool.submit(os._exit, 1).result()
+
+    monkeypatch.setattr(main.Runner, "run", die)
+    monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
+    assert main.main() == 2
+    told = capsys.readouterr().err
+    assert "kdrop.studies: The process of a run was killed" in told
+    assert "Traceback" not in told and not multiprocessing.active_children()
+
+
 def found(accuracy, loss=1.0, test=0.5):
     return {
         "validation_accuracy": accuracy,
@@ -294,10 +306,11 @@ def test_each_study_can_be_built(name):
     for size in ("quick", "default", "full"):
         study = main.STUDIES[name](size)
         assert len({(arm.series, arm.name) for arm in study.arms}) == len(study.arms)
-        if not study.arms[0].series:
+        for series in {arm.series for arm in study.arms}:
             # The same budget for all that are compared: candidates, epochs, examples.
-            assert len({len(arm.candidates) for arm in study.arms}) == 1
-            each = [e.resolved() for arm in study.arms for e in arm.candidates]
+            mine = [arm.candidates for arm in study.arms if arm.series == series]
+            assert len({len(candidates) for candidates in mine}) == 1
+            each = [e.resolved() for candidates in mine for e in candidates]
             assert len({(e.epochs, e.train_size, e.batch_size) for e in each}) == 1
         if size == "quick":
             for arm in study.arms:

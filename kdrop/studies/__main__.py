@@ -53,7 +53,7 @@ def conduct(
     for arm in study.arms:
         if len(arm.candidates) > 1:
             words = "; ".join(settings(arm).values())
-            console.print(f"{arm.name}  one of: {words}", highlight=False)
+            console.print(f"{arm.label}  one of: {words}", highlight=False)
     with Runner(folder, study.measure, study.work, jobs, console, data_dir) as runner:
         results = answer(study, runner)
     if (searched := search_table(results)).row_count:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,6 @@ from kdrop.studies.runner import Metrics
 from kdrop.studies.spiral import UNITS
 from kdrop.studies.study import (
     ERRORS,
-    Arm,
     Results,
     Study,
     arms,
@@ -113,29 +113,34 @@ def _draw_family(path: Path, results: Results) -> str:
 
 def alexnet(size: str) -> Study:
     """Srivastava et al. (2014), table 4, without augmentation as there."""
-    sizes, epochs, seeds = {
-        "quick": ((1000,), 8, 2),
-        "default": ((5000, 10000), 30, 3),
-        "full": ((45000,), 100, 3),
+    epochs, seeds = {  # by the number of images: as many steps for each
+        "quick": ({1000: 8}, 2),
+        "default": ({5000: 40, 10000: 20}, 3),
+        "full": ({45000: 100}, 3),
     }[size]
-    # To watch: there is nothing to choose. With `full` that is all there are.
-    share = 9 if size == "full" else 10
-    network: dict[str, Any] = dict(model="alexnet32", width=16, hidden=(512,))
-    places = {"in the classifier": (0.0, 0.0, 0.0, 0.5), "everywhere": None}
-    if size == "full":
+    network: dict[str, Any] = dict(model="alexnet32", width=12, hidden=(512,))
+    classifier, learning_rates = (0.0, 0.0, 0.0, 0.5), (2e-3, 5e-3, 1e-2)
+    if size == "full":  # without batch normalisation, as in the paper
         network = dict(model="srivastava_cnn")
-        places["in the classifier"] = (0.0, 0.0, 0.0, 0.5, 0.5)
+        classifier, learning_rates = (0.0, 0.0, 0.0, 0.5, 0.5), (3e-4, 1e-3, 3e-3)
+    places: dict[str, dict[str, Any]] = {
+        "none": {"dropout": "none"},
+        "in the classifier": {"rate": classifier, "input_rate": 0.0},
+        "everywhere": {},
+    }
     compared = []
-    for examples in sizes:
+    for examples, passes in epochs.items():
+        held = min(examples // 5, 50000 - examples)
         base = partial(
-            Experiment, data="cifar10", mirror=False, epochs=epochs, **network,
-            **split(examples, examples // share),
+            Experiment, data="cifar10", mirror=False, epochs=passes, **network,
+            **split(examples, held),
         )  # fmt: skip
+        searched = {
+            name: grid(place, learning_rate=learning_rates)
+            for name, place in places.items()
+        }
         series = f"{examples:,} training images"
-        compared.append(Arm("none", (base(dropout="none"),), series))
-        for name, rates in places.items():
-            own = {"input_rate": 0.0} if rates else {}
-            compared.append(Arm(name, (base(rate=rates, **own),), series))
+        compared += [replace(arm, series=series) for arm in arms(base, **searched)]
     return Study(
         "CIFAR-10: does dropout help more where it is behind convolutions too?",
         compared,

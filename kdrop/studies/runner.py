@@ -92,6 +92,11 @@ class Runner:
             for process in multiprocessing.active_children():
                 process.kill()
         self.pool.shutdown(cancel_futures=True)
+        if isinstance(error[1], BrokenProcessPool):
+            raise BadInput(
+                "The process of a run was killed (too little memory?): the same "
+                "command goes on, with --jobs 1 if need be."
+            ) from error[1]
 
     def run(self, experiments: Mapping[str, Experiment]) -> dict[Experiment, Metrics]:
         """The metrics of each of the experiments; their names are for the lines."""
@@ -117,7 +122,7 @@ class Runner:
             finished, _ = wait(running, POLL_SECONDS, return_when="FIRST_COMPLETED")
             for future in finished:
                 experiment = running.pop(future)
-                self.known[experiment] = _result(future, names[experiment])
+                self.known[experiment] = future.result()
                 self.done += effort(experiment)
                 self._tell(names[experiment], experiment, running.values())
             self.bar.update(self.task, completed=self._reached(running.values()))
@@ -174,16 +179,6 @@ def _read(path: Path) -> Metrics:
     except (ValueError, LookupError, TypeError) as error:
         raise BadInput(
             f"{path} cannot be read: delete it, and its run is trained again."
-        ) from error
-
-
-def _result(future, name: str) -> Metrics:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise BadInput(
-            f"The process of {name} was killed (too little memory?): the same "
-            "command goes on, with --jobs 1 if need be."
         ) from error
 
 

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from kdrop import figures
 from kdrop.experiment import Experiment
-from kdrop.studies.study import Results, Study, arms, better, metric, said, test_error
+from kdrop.studies.study import (
+    Results,
+    Study,
+    arms,
+    better,
+    grid,
+    metric,
+    said,
+    test_error,
+)
 
 BEST_ACCURACY, BEST_LOSS = 0.910, 0.213  # that a classifier of the spiral can have
 UNITS = ["Inverted", "Vanilla", "Exact", "Gaussian", "Uniform", "Alpha"]
@@ -14,13 +23,15 @@ UNITS = ["Inverted", "Vanilla", "Exact", "Gaussian", "Uniform", "Alpha"]
 def spiral(size: str) -> Study:
     """Layers of units, with the network that `train.py` takes."""
     epochs, seeds = {"quick": (100, 2), "default": (500, 5), "full": (2000, 20)}[size]
-    base = partial(Experiment, data="spiral", dropout="none", epochs=epochs)
+    base = partial(
+        Experiment, data="spiral", dropout="none", epochs=epochs, learning_rate=0.01
+    )
     rates = [(0.1,), (0.3,), (0.5,)]
     return Study(
         f"The spiral: does dropout help where at best {BEST_ACCURACY:.1%} are right?",
         arms(
             base,
-            none=[{"learning_rate": rate} for rate in (0.002, 0.005, 0.01)],
+            none=grid(learning_rate=(0.005, 0.01, 0.02)),
             **{
                 f"{name}Dropout": [
                     {"dropout": f"{name}Dropout", "rate": rate} for rate in rates

@@ -46,6 +46,11 @@ class Arm:
     series: str = ""  # the line or the panel that it belongs to
     place: float = math.nan  # where it stands on that line
 
+    @property
+    def label(self) -> str:
+        """Its name among the arms of all series."""
+        return f"{self.series} {self.name}".strip()
+
 
 @dataclass(frozen=True)
 class Result:
@@ -103,7 +108,7 @@ def answer(study: Study, runner: Runner) -> list[Result]:
     Of several candidates each is run with the first seed, which counts as one of them.
     """
     first = {
-        f"{arm.series} {arm.name} {words}".strip(): candidate
+        f"{arm.label} {words}": candidate
         for arm in study.arms
         for candidate, words in settings(arm).items()
         if len(arm.candidates) > 1
@@ -115,7 +120,7 @@ def answer(study: Study, runner: Runner) -> list[Result]:
         chosen = choose(mine) if mine else arm.candidates[0]
         results.append(Result(arm, chosen, mine, {}))
     runs = {
-        f"{result.arm.series} {result.arm.name} seed {each.seed}".strip(): each
+        f"{result.arm.label} seed {each.seed}": each
         for result in results
         for each in seeded(result.chosen, study.seeds)
     }
@@ -227,7 +232,7 @@ def search_table(results: Results) -> Table:
                 for each, metrics in result.searched.items()
             }
             chosen = lines.pop(result.chosen)
-            shown.add_row(result.arm.name, chosen, "\n".join(lines.values()))
+            shown.add_row(result.arm.label, chosen, "\n".join(lines.values()))
     return shown
 
 
