@@ -21,15 +21,17 @@ import kdrop.studies.__main__ as main
 from kdrop import figures
 from kdrop.data import Data, Part
 from kdrop.experiment import Experiment, Run, build, network
-from kdrop.studies import cifar, mnist
+from kdrop.studies import cifar, mnist, runner
 from kdrop.studies.study import (
     ERRORS,
     Arm,
     Result,
     Study,
+    answer,
     better,
     beyond,
     choose,
+    search_table,
     spread,
     standard_error,
     test_error,
@@ -58,6 +60,14 @@ def tiny(size):
 def long(size):
     arm = Arm("long", (replace(SMALL, epochs=400),))
     return Study("Does a killed study go on?", [arm], 1, ERRORS, draw)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture
@@ -183,25 +193,25 @@ def test_a_stop_is_told_and_ends_the_processes(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(main.Runner, "run", stop)
     monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     assert main.main() == 130
-    for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-        signal.signal(each, handler)
     assert capsys.readouterr().err == "Stopped. The same command goes on.\n"
     assert not multiprocessing.active_children()
     assert not (tmp_path / "late").exists()
 
 
-def test_a_killed_process_of_a_run_is_told(monkeypatch, tmp_path, capsys):
-    def die(runner, experiments):
-        runner.pool.submit(os._exit, 1).result()
+def die(*_):
+    os._exit(1)
 
-    monkeypatch.setattr(main.Runner, "run", die)
+
+def test_a_run_whose_process_ends_is_told(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(runner, "_run", die)
     monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
     assert main.main() == 2
-    told = capsys.readouterr().err
-    assert "kdrop.studies: The process of a run was killed" in told
-    assert "Traceback" not in told and not multiprocessing.active_children()
+    assert capfd.readouterr().err == (
+        "kdrop.studies: A run's process ended unexpectedly (too little memory?): the "
+        "same command goes on, with --jobs 1 if need be.\n"
+    )
+    assert not multiprocessing.active_children()
 
 
 def found(accuracy, loss=1.0, test=0.5):
@@ -216,6 +226,24 @@ def test_validation_alone_chooses():
     one, other = RATES
     assert choose({one: found(0.7, test=0.9), other: found(0.8, test=0.1)}) is other
     assert choose({one: found(0.8, 0.3), other: found(0.8, 0.4)}) is one
+
+
+class Known:
+    """A runner that need not train: a low rate is best."""
+
+    def run(self, experiments):
+        return {each: found(1 - each.rate[0]) for each in experiments.values()}
+
+
+def test_each_series_chooses_for_itself():
+    more = tuple(replace(each, train_size=400) for each in RATES)
+    two = [Arm("dropout", RATES, "300 points"), Arm("dropout", more, "400 points")]
+    results = answer(Study("Which?", two, 2, ERRORS, draw), Known())
+    for result, candidates in zip(results, (RATES, more), strict=True):
+        assert result.chosen == candidates[1]
+        assert set(result.searched) == set(candidates) and set(result.found) == {0, 1}
+    arms = search_table(results).columns[0].cells
+    assert list(arms) == ["300 points dropout", "400 points dropout"]
 
 
 def result(*accuracies):
@@ -305,16 +333,26 @@ def data_of(experiment):
 def test_each_study_can_be_built(name):
     for size in ("quick", "default", "full"):
         study = main.STUDIES[name](size)
-        assert len({(arm.series, arm.name) for arm in study.arms}) == len(study.arms)
+        assert len({arm.label for arm in study.arms}) == len(study.arms)
         for series in {arm.series for arm in study.arms}:
             # The same budget for all that are compared: candidates, epochs, examples.
             mine = [arm.candidates for arm in study.arms if arm.series == series]
             assert len({len(candidates) for candidates in mine}) == 1
             each = [e.resolved() for candidates in mine for e in candidates]
             assert len({(e.epochs, e.train_size, e.batch_size) for e in each}) == 1
-        if size == "quick":
+        if size == "quick" or name == "alexnet":
             for arm in study.arms:
                 network(arm.candidates[0], data_of(arm.candidates[0]))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "family", "spiral"])
+def test_no_arm_has_a_learning_rate_that_none_may_not_have(name):
+    for size in ("quick", "default", "full"):
+        plain, *others = [
+            {each.learning_rate for each in arm.candidates}
+            for arm in main.STUDIES[name](size).arms
+        ]
+        assert all(rates <= plain for rates in others)
 
 
 @pytest.mark.parametrize("name", main.STUDIES)

@@ -113,14 +113,14 @@ def _draw_family(path: Path, results: Results) -> str:
 
 def alexnet(size: str) -> Study:
     """Srivastava et al. (2014), table 4, without augmentation as there."""
-    epochs, seeds = {  # by the number of images: as many steps for each
+    budgets, seeds = {  # epochs by the number of images
         "quick": ({1000: 8}, 2),
-        "default": ({5000: 40, 10000: 20}, 3),
+        "default": ({5000: 40, 10000: 20}, 3),  # as many steps of both
         "full": ({45000: 100}, 3),
     }[size]
     network: dict[str, Any] = dict(model="alexnet32", width=12, hidden=(512,))
     classifier, learning_rates = (0.0, 0.0, 0.0, 0.5), (2e-3, 5e-3, 1e-2)
-    if size == "full":  # without batch normalisation, as in the paper
+    if size == "full":  # without batch normalisation: for lower learning rates
         network = dict(model="srivastava_cnn")
         classifier, learning_rates = (0.0, 0.0, 0.0, 0.5, 0.5), (3e-4, 1e-3, 3e-3)
     places: dict[str, dict[str, Any]] = {
@@ -129,10 +129,10 @@ def alexnet(size: str) -> Study:
         "everywhere": {},
     }
     compared = []
-    for examples, passes in epochs.items():
+    for examples, epochs in budgets.items():
         held = min(examples // 5, 50000 - examples)
         base = partial(
-            Experiment, data="cifar10", mirror=False, epochs=passes, **network,
+            Experiment, data="cifar10", mirror=False, epochs=epochs, **network,
             **split(examples, held),
         )  # fmt: skip
         searched = {

@@ -94,7 +94,7 @@ class Runner:
         self.pool.shutdown(cancel_futures=True)
         if isinstance(error[1], BrokenProcessPool):
             raise BadInput(
-                "The process of a run was killed (too little memory?): the same "
+                "A run's process ended unexpectedly (too little memory?): the same "
                 "command goes on, with --jobs 1 if need be."
             ) from error[1]
 

@@ -26,7 +26,7 @@ def spiral(size: str) -> Study:
     base = partial(
         Experiment, data="spiral", dropout="none", epochs=epochs, learning_rate=0.01
     )
-    rates = [(0.1,), (0.3,), (0.5,)]
+    rates = grid(rate=[(0.1,), (0.3,), (0.5,)])
     return Study(
         f"The spiral: does dropout help where at best {BEST_ACCURACY:.1%} are right?",
         arms(
@@ -34,7 +34,7 @@ def spiral(size: str) -> Study:
             none=grid(learning_rate=(0.005, 0.01, 0.02)),
             **{
                 f"{name}Dropout": [
-                    {"dropout": f"{name}Dropout", "rate": rate} for rate in rates
+                    {"dropout": f"{name}Dropout", **each} for each in rates
                 ]
                 for name in UNITS
             },
