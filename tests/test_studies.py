@@ -380,6 +380,24 @@ def test_each_study_says_and_draws_what_it_found(name, tmp_path):
     assert f"{best.mean(test_error):.2f}" in finding
 
 
+def test_a_step_up_is_told_as_one_down_is(tmp_path):
+    study = cifar.alexnet("quick")
+    errors = [(0.40, 0.41), (0.40, 0.41), (0.50, 0.51)]
+    results = [
+        Result(
+            arm,
+            arm.candidates[0],
+            {},
+            dict(enumerate(found(0, test=1 - e) for e in each)),
+        )
+        for arm, each in zip(study.arms, errors, strict=True)
+    ]
+    told = study.draw(tmp_path / "figure.png", results)
+    assert told.endswith("errors of the one before: more everywhere")
+    told = study.draw(tmp_path / "figure.png", [results[2], results[1], results[0]])
+    assert told.endswith("errors of the one before: less in the classifier")
+
+
 def test_the_plateau_of_rates_ends_where_the_error_first_rises(tmp_path):
     study = mnist.rate("default")
     errors = [4.5, 3.95, 3.8, 3.75, 3.8, 3.9, 4.6, 5.0, 6.1, 3.9]

@@ -158,14 +158,14 @@ def _draw_alexnet(path: Path, results: Results) -> str:
     found = []
     for series in groups:
         mine = [result for result in results if result.arm.series == series]
-        steps = [
-            f"from {a.arm.name} to {b.arm.name}"
+        words = ", ".join(
+            f"{'less' if beyond(a, b, test_error) else 'more'} {b.arm.name}"
             for a, b in pairwise(mine)
-            if beyond(a, b, test_error)
-        ]
-        words = "both steps" if len(steps) == 2 else ", ".join(steps) or "neither step"
+            if beyond(a, b, test_error) or beyond(b, a, test_error)
+        )
         means = ", ".join(f"{r.arm.name} {r.mean(test_error):.2f} %" for r in mine)
-        found.append(f"{series}: {means}\nbeyond two standard errors: {words}")
+        steps = f"beyond two standard errors of the one before: {words or 'neither'}"
+        found.append(f"{series}: {means}\n{steps}")
     title = "\n".join(found)
     figures.dots(path, title, groups, "Test error (%)")
     return title

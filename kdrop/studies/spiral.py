@@ -51,8 +51,11 @@ def spiral(size: str) -> Study:
 
 def _draw_spiral(path: Path, results: Results) -> str:
     plain, *others = results
-    best = min(others, key=lambda result: result.mean(test_error))
-    title = f"{better(plain, others)}:\n{said(best)}, {said(plain)}"
+    best, *_, worst = sorted(others, key=lambda result: result.mean(test_error))
+    title = (
+        f"{better(plain, others)}:\n"
+        f"least {said(best)}, most {said(worst)}, {said(plain)}"
+    )
     groups = {"": {r.arm.name: r.values(test_error) for r in results}}
     limit = {"best possible classifier": 100 * (1 - BEST_ACCURACY)}
     figures.dots(path, title, groups, "Test error (%)", limit)
