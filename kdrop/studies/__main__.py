@@ -83,7 +83,9 @@ def main() -> int:
     sizes.add_argument(
         "--quick", action="store_true", help="a first look, too short for findings"
     )
-    sizes.add_argument("--full", action="store_true", help="the paper's own size")
+    sizes.add_argument(
+        "--full", action="store_true", help="the paper's own size, or more"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -25,7 +25,6 @@ from kdrop.studies.study import (
     beyond,
     grid,
     metric,
-    said,
     split,
     test_error,
 )
@@ -101,11 +100,7 @@ def _measure_family(run: Run, data: Data) -> Metrics:
 def _draw_family(path: Path, results: Results) -> str:
     plain, *others = results
     ordered = sorted(others, key=lambda result: result.mean(test_error))
-    best, worst = ordered[0], ordered[-1]
-    title = (
-        f"{better(plain, others)}:\n"
-        f"least {said(best)}, most {said(worst)}, {said(plain)}"
-    )
+    title = better(plain, others)
     groups = {"": {r.arm.name: r.values(test_error) for r in [plain, *ordered[::-1]]}}
     figures.dots(path, title, groups, "Test error (%)")
     return title
@@ -159,9 +154,10 @@ def _draw_alexnet(path: Path, results: Results) -> str:
     for series in groups:
         mine = [result for result in results if result.arm.series == series]
         words = ", ".join(
-            f"{'less' if beyond(a, b, test_error) else 'more'} {b.arm.name}"
+            f"{word} {b.arm.name}"
             for a, b in pairwise(mine)
-            if beyond(a, b, test_error) or beyond(b, a, test_error)
+            for word, larger, smaller in (("less", a, b), ("more", b, a))
+            if beyond(larger, smaller, test_error)
         )
         means = ", ".join(f"{r.arm.name} {r.mean(test_error):.2f} %" for r in mine)
         steps = f"beyond two standard errors of the one before: {words or 'neither'}"

@@ -48,6 +48,9 @@ class Runner:
         data_dir: Of tensorflow-datasets.
 
     Use it as a context: at its end the other processes are gone.
+
+    Raises:
+        BadInput: A kept run that cannot be read, or a run's process that has died.
     """
 
     def __init__(

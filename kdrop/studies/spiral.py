@@ -12,7 +12,6 @@ from kdrop.studies.study import (
     better,
     grid,
     metric,
-    said,
     test_error,
 )
 
@@ -51,11 +50,7 @@ def spiral(size: str) -> Study:
 
 def _draw_spiral(path: Path, results: Results) -> str:
     plain, *others = results
-    best, *_, worst = sorted(others, key=lambda result: result.mean(test_error))
-    title = (
-        f"{better(plain, others)}:\n"
-        f"least {said(best)}, most {said(worst)}, {said(plain)}"
-    )
+    title = better(plain, others)
     groups = {"": {r.arm.name: r.values(test_error) for r in results}}
     limit = {"best possible classifier": 100 * (1 - BEST_ACCURACY)}
     figures.dots(path, title, groups, "Test error (%)", limit)

@@ -170,12 +170,13 @@ def said(result: Result, name: str = "") -> str:
 
 
 def better(plain: Result, others: Results) -> str:
-    """How many of the others err less, and more, than the one without any dropout."""
+    """How many others err less, and more, than the one without; the best and worst."""
     less = sum(beyond(plain, result, test_error) for result in others)
     more = sum(beyond(result, plain, test_error) for result in others)
+    best, *_, worst = sorted(others, key=lambda result: result.mean(test_error))
     return (
         f"Beyond two standard errors {less} of {len(others)} layers err less than "
-        f"none, {more} more"
+        f"none, {more} more:\nleast {said(best)}, most {said(worst)}, {said(plain)}"
     )
 
 
