@@ -325,17 +325,19 @@ def _train(experiment, data, unfinished, recorder, callbacks, devices):
     stride = _stride(settings.epochs, steps)
     done = int(history["epoch"][-1]) if history else 0
     whole = settings.epochs // stride * stride
-    for start, end, passes in (
-        (0, whole, stride),
-        (whole, settings.epochs, settings.epochs - whole),
-    ):
+    parts = [(0, whole, stride), (whole, settings.epochs, settings.epochs - whole)]
+    parts = [part for part in parts if part[2]]
+    together = SCHEDULED_STEPS if scheduled else EXECUTION_STEPS
+    if devices.count > 1:  # Keras's loop over steps fails under a strategy
+        together = 1
+    # The first step of the last execution, in which progress is 1.
+    last = settings.epochs * steps - _largest_divisor(parts[-1][2] * steps, together)
+    for start, end, passes in parts:
         if done >= end:
             continue
         recorder.report_every(passes, passes * steps)
-        together = SCHEDULED_STEPS if scheduled else EXECUTION_STEPS
-        if devices.count > 1:  # Keras's loop over steps fails under a strategy
-            together = 1
         model.steps_per_execution = _largest_divisor(passes * steps, together)
+        ends = start * steps, end * steps - model.steps_per_execution
         model.train_function = model.test_function = None  # made for another number
         model.fit(
             batches(
@@ -353,9 +355,7 @@ def _train(experiment, data, unfinished, recorder, callbacks, devices):
             validation_data=_whole(data.validation, devices) if validates else None,
             callbacks=[
                 *(
-                    RateSchedule(
-                        _stretch(schedule, start, end, settings.epochs), [layer]
-                    )
+                    RateSchedule(_stretch(schedule, *ends, last), [layer])
                     for layer, schedule in scheduled.items()
                 ),
                 recorder,
@@ -393,9 +393,11 @@ def _scheduled(settings: Any, data: Data, model: keras.Model) -> dict[Any, Sched
     }
 
 
-def _stretch(schedule: Schedule, start: int, end: int, epochs: int) -> Schedule:
-    """The schedule of `epochs` as the `fit` from `start` to `end` goes through it."""
-    return lambda progress: schedule((start + (end - start) * progress) / epochs)
+def _stretch(schedule: Schedule, start: int, end: int, last: int) -> Schedule:
+    """The schedule of a run up to step `last`, for a `fit` from `start` to `end`."""
+    return lambda progress: schedule(
+        (start + (end - start) * progress) / last if last else 0.0
+    )
 
 
 def evaluate(model, data, recorder, devices=ALONE) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Rates that change while a model trains, and rates that change with its depth.
 
-A schedule is a function `schedule(progress) -> rate`: progress goes from 0.0 at the
-first training step to 1.0 at the end. The functions here make schedules:
+A schedule is a function `schedule(progress) -> rate`: progress goes from 0.0 in the
+first training step to 1.0 in the last. The functions here make schedules:
 
     schedule = kdrop.schedules.early(0.1)
     model.fit(x, y, epochs=300, callbacks=[kdrop.RateSchedule(schedule)])
@@ -15,6 +15,8 @@ from numbers import Integral, Real
 from typing import Any
 
 import keras
+
+from kdrop import backend
 
 Schedule = Callable[[float], float]
 
@@ -119,12 +121,13 @@ def over_depth(rate: float, layers: int) -> list[float]:
 class RateSchedule(keras.callbacks.Callback):
     """Set the rate of a model's drop layers before each step or epoch of `fit`.
 
-    Progress follows from the number of the epoch, so that `fit(initial_epoch=...)` and
-    `keras.callbacks.BackupAndRestore` go on as if training had never stopped. The
-    steps of one execution (`steps_per_execution`) share a rate, and after training the
-    last one stays. `history.history["rate"]` holds the rate at the end of each epoch,
-    of several schedules that of the last; callbacks that read it from the logs come
-    after this one.
+    Progress is 0.0 in the first step (or epoch) and 1.0 in the last, as numbered by
+    `epochs`; where there is one alone it is 0.0. So `fit(initial_epoch=...)` and
+    `keras.callbacks.BackupAndRestore` continue the schedule. The steps of one execution
+    (`steps_per_execution`) share the rate of its first step, and progress is 1.0 in the
+    last execution. After training the last rate stays. `history.history["rate"]` holds
+    the rate at the end of each epoch, of several schedules that of the last; callbacks
+    that read it from the logs come after this one.
 
     Args:
         schedule: Function from progress in [0, 1] to the rate of all the layers.
@@ -164,7 +167,7 @@ class RateSchedule(keras.callbacks.Callback):
             )
         found: Any = self.layers
         if found is None:
-            found = [layer for layer in self.model._flatten_layers() if drops(layer)]
+            found = [layer for layer in backend.layers_of(self.model) if drops(layer)]
         if not found:
             raise ValueError(
                 f"RateSchedule found no drop layer of kdrop in {self.model.name!r}."
@@ -174,18 +177,20 @@ class RateSchedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         if self.by == "epoch":
-            self._set(epoch / self._epochs)
+            self._set(epoch, self._epochs - 1)
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.by == "step":
-            step = self._epoch * self._steps + batch
-            self._set(step / (self._epochs * self._steps))
+            together: Any = self.model.steps_per_execution
+            last = self._steps - 1 - (self._steps - 1) % together
+            before_last = (self._epochs - 1) * self._steps
+            self._set(self._epoch * self._steps + batch, before_last + last)
 
     def on_epoch_end(self, epoch, logs: Any = None):
         logs["rate"] = self._found[0].rate
 
-    def _set(self, progress):
-        rate = self.schedule(progress)
+    def _set(self, number, last):
+        rate = self.schedule(number / last if last else 0.0)
         changed = [layer for layer in self._found if layer.rate != rate]
         if changed and keras.backend.backend() == "jax":
             # Within an epoch the variables are empty, the state lies outside of them.

@@ -95,9 +95,10 @@ def test_a_schedule_spans_the_whole_run_resumed_or_not(tmp_path, monkeypatch):
     )
     rates, before, after = Rates(), Rates(), Rates()
     whole = run(settings, tmp_path / "whole", callbacks=[rates])
-    # Seven epochs of five steps, which share a rate.
-    factors = [1 - step / 35 for step in range(0, 35, 5)]
+    # Seven epochs of five steps, which share a rate: the last ends at 0.
+    factors = [1 - step / 30 for step in range(0, 35, 5)]
     np.testing.assert_allclose(rates.seen, np.outer(factors, [0.2, 0.6]), atol=1e-12)
+    assert rates.seen[-1] == [0.0, 0.0]
     for place in (1, 2):  # reports at the epochs 3, 6 and 7
         column = [rates.seen[epoch - 1][place - 1] for epoch in (3, 6, 7)]
         assert whole.history[f"rate_drop_{place}"] == column

@@ -79,7 +79,7 @@ def start(tmp_path, coordinator):
         yield start
 
 
-def ended(process, timeout=300):
+def ended(process, timeout=600):
     out, errors = process.communicate(timeout=timeout)
     return process.returncode, out, errors
 
@@ -231,7 +231,7 @@ def test_killed_at_any_step_a_run_goes_on_with_one_and_two(start, tmp_path):
             for n in range(2)
         ]
         assert ended(pair[killed])[0] == -signal.SIGKILL
-        code, _, errors = ended(pair[1 - killed], timeout=60)
+        code, _, errors = ended(pair[1 - killed])
         told = "train.py: another process has ended; --resume .*\n"
         assert code and re.fullmatch(told, errors), (step, code, errors)
         kept = 6 * report

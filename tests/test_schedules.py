@@ -179,16 +179,16 @@ def test_the_network_sees_the_schedule(schedule, by):
     spy, drop = Spy(epochs * steps), InvertedDropout(0.0, seed=1, name="drop")
     model = make_model(drop, spy)
     history = fit(model, epochs, steps, RateSchedule(schedule, by=by))
-    moments = np.arange(epochs * steps)
+    moments = np.arange(epochs * steps) / (epochs * steps - 1)
     if by == "epoch":
-        moments = moments // steps * steps
-    rates = np.array([schedule(float(m) / (epochs * steps)) for m in moments])
+        moments = (np.arange(epochs) / (epochs - 1)).repeat(steps)
+    rates = np.array([schedule(float(moment)) for moment in moments])
     size = BATCH * UNITS
     bound = DEVIATIONS * np.sqrt(rates * (1 - rates) * size)
     counts = ops.convert_to_numpy(spy.counts)
     assert (abs(counts - rates * size) <= bound).all()
     assert history["rate"] == list(rates[steps - 1 :: steps])
-    assert drop.rate == rates[-1] == history["rate"][-1]
+    assert drop.rate == rates[-1] == history["rate"][-1] == schedule(1.0)
 
 
 @pytest.mark.parametrize("by", ["step", "epoch"])
@@ -219,7 +219,7 @@ def test_backup_and_restore_goes_on_with_the_rates(tmp_path):
     rates = Rates(drop)
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     fit(make_model(drop), 5, 2, backup, RateSchedule(schedule), rates)
-    assert rates.seen == [schedule(step / 10) for step in range(6, 10)]
+    assert rates.seen == [schedule(step / 9) for step in range(6, 10)]
 
 
 def test_all_drop_layers_are_set_nested_ones_too():
@@ -288,12 +288,25 @@ def test_only_changes_are_written():
     assert (layer.written, layer.rate) == (1, 0.0)
 
 
-def test_several_steps_an_execution_share_a_rate():
+@pytest.mark.parametrize(
+    ("steps", "first_steps"), [(4, (0, 2, 4, 6)), (5, (0, 2, 4, 5, 7, 9)), (2, (0, 2))]
+)
+def test_several_steps_an_execution_share_a_rate(steps, first_steps):
     drop = InvertedDropout(0.5, seed=1, name="drop")
     rates, schedule = Rates(drop), schedules.linear(0.0, 0.8)
     model = make_model(drop, steps_per_execution=2)
-    fit(model, 2, 4, RateSchedule(schedule), rates)
-    assert rates.seen == [schedule(step / 8) for step in (0, 2, 4, 6)]
+    fit(model, 2, steps, RateSchedule(schedule), rates)
+    assert rates.seen == [schedule(step / first_steps[-1]) for step in first_steps]
+    assert rates.seen[-1] == 0.8
+
+
+@pytest.mark.parametrize("by", ["step", "epoch"])
+@pytest.mark.parametrize(("steps", "together"), [(1, 1), (3, 4)])
+def test_one_step_or_epoch_alone_takes_the_first_rate(by, steps, together):
+    drop = InvertedDropout(0.5, name="drop")
+    model = make_model(drop, steps_per_execution=together)
+    fit(model, 1, steps, RateSchedule(schedules.linear(0.1, 0.9), by=by))
+    assert drop.rate == 0.1
 
 
 def test_a_second_fit_starts_the_schedule_anew():
@@ -302,7 +315,7 @@ def test_a_second_fit_starts_the_schedule_anew():
     model = make_model(drop)
     fit(model, 1, 2, callback, rates)
     fit(model, 2, 2, callback, rates)
-    np.testing.assert_allclose(rates.seen, [0.8, 0.4, 0.8, 0.6, 0.4, 0.2])
+    np.testing.assert_allclose(rates.seen, [0.8, 0.0, 0.8, 1.6 / 3, 0.8 / 3, 0.0])
 
 
 def test_unknown_number_of_steps():
@@ -318,7 +331,7 @@ def test_unknown_number_of_steps():
         train(callbacks=[RateSchedule(schedule)])
     rates = Rates(drop)
     train(steps_per_epoch=2, callbacks=[RateSchedule(schedule), rates])
-    assert rates.seen == [schedule(0.0), schedule(0.5)]
+    assert rates.seen == [schedule(0.0), schedule(1.0)]
     by_epoch = RateSchedule(schedule, by="epoch")
     with pytest.warns(UserWarning, match="ran out of data"):  # Keras's own, as ever
         train(callbacks=[by_epoch])
@@ -333,5 +346,5 @@ def test_a_model_without_drop_layers_is_refused():
 
 def test_a_schedule_that_leaves_the_range_is_refused():
     model = make_model(InvertedDropout(0.5, name="drop"))
-    with pytest.raises(ValueError, match=r"rate=1\.5"):
+    with pytest.raises(ValueError, match=r"rate=3\.0"):
         fit(model, 1, 2, RateSchedule(lambda progress: 3 * progress))

@@ -204,7 +204,7 @@ def test_bad_input_is_told_in_one_sentence(train, tmp_path, capsys, arguments, t
 
 def test_bad_input_is_all_that_a_user_reads(tmp_path):
     process = started("--rate", "2", cwd=tmp_path)
-    out, error = process.communicate(timeout=100)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == 2
     assert (out, error.count("\n")) == ("", 1)
     assert error.startswith("train.py: --rate is 2.0")
@@ -243,7 +243,7 @@ def test_what_was_exported_before_a_kill_is_not_exported_again(
         assert [path.name for path in versions] == ["1"]
 
 
-def wait_for(path, pattern, process, seconds=120):
+def wait_for(path, pattern, process, seconds=600):
     end = time.monotonic() + seconds
     while not list(path.glob(pattern)):
         assert process.poll() is None, process.communicate()[1]
@@ -265,11 +265,11 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     killed.communicate()
     assert not list(tmp_path.glob("saved_models/*/1"))
     resumed = started(*LONG, "--resume", cwd=tmp_path)
-    told, error = resumed.communicate(timeout=200)
+    told, error = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, error
     assert "nothing to resume" not in told and "epoch   7/150" not in told
     assert "epoch 150/150" in told
-    whole.communicate(timeout=200)
+    whole.communicate(timeout=600)
     assert whole.returncode == 0
     models = [
         keras.models.load_model(
@@ -285,7 +285,7 @@ def test_ctrl_c_stops_cleanly(tmp_path):
     process = started(*LONG, "--epochs", "100000", cwd=tmp_path)
     wait_for(tmp_path, "saved_models/.unfinished/*/epoch-*.keras", process)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "--resume goes on" in error and "Traceback" not in error
     assert not list(tmp_path.glob("saved_models/*/1"))

@@ -79,11 +79,16 @@ def test_half_precision_is_scaled_in_float32_and_rounded_once(dtype, rate):
     mask = mask_of(InvertedDropout, rate)
     inverted = InvertedDropout(rate, seed=3, name="drop", dtype=dtype)
     wide = tf.cast(inputs, "float32").numpy()
-    expected = tf.cast(np.where(mask, wide * np.float32(1 / (1 - rate)), 0), dtype)
-    np.testing.assert_array_equal(inverted(inputs, training=True), expected)
     at_rest = VanillaDropout(rate, dtype=dtype)(inputs)
-    expected = tf.cast(wide * np.float32(1 - rate), dtype)
-    np.testing.assert_array_equal(at_rest, expected)
+    for found, exact in [
+        (inverted(inputs, training=True), np.where(mask, wide / (1 - rate), 0)),
+        (at_rest, wide * (1 - rate)),
+    ]:
+        # What lies halfway between two numbers goes up or down, as float32 rounds.
+        error = 4 * np.finfo("float32").eps
+        ends = [tf.cast(exact * (1 + sign * error), dtype) for sign in (-1, 1)]
+        assert np.logical_or(found == ends[0], found == ends[1]).all()
+        assert np.mean(ends[0] == ends[1]) > 0.9  # few are halfway between two
 
 
 def test_at_rest_the_inputs_themselves_come_out():
