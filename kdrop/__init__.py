@@ -1,5 +1,7 @@
 """Dropout layers for Keras that do what the literature says, at the cost of a copy."""
 
+# First: it refuses other backends of Keras than ours.
+from kdrop import backend as backend
 from kdrop import models, schedules
 from kdrop.ensemble import Sampler, sample, subnetworks
 from kdrop.layers import (
@@ -24,6 +26,7 @@ from kdrop.layers import (
     VanillaDropout,
     VariationalDropout,
 )
+from kdrop.layers.base import drop_layers
 from kdrop.layers.clock import StepClock
 from kdrop.layers.replace import replace
 from kdrop.schedules import RateSchedule
@@ -54,6 +57,7 @@ __all__ = [
     "UniformDropout",
     "VanillaDropout",
     "VariationalDropout",
+    "drop_layers",
     "models",
     "replace",
     "sample",

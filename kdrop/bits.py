@@ -1,9 +1,10 @@
 """Random words from a counter: a pure function of (key, row, position).
 
-Nothing here has a state. A key is two 32-bit words, made from a layer's seed, its
-name and the number of its draw; each row of a batch turns the key into two words of
-its own; an element's word is a hash of its position under those two. The hash is not a
-permutation of the positions, which would spread the words of a long row too evenly.
+Nothing here has a state. A key is two 32-bit words, made from a layer's seed, the hash
+of its name, its occurrence and the number of its draw; each row of a batch turns the
+key into two words of its own; an element's word is a hash of its position under those
+two. The hash is not a permutation of the positions, which would spread the words of a
+long row too evenly.
 All of it is 32-bit arithmetic in `keras.ops`, so that eager mode, graphs, XLA and the
 TensorFlow and JAX backends give the same bits.
 """
@@ -15,6 +16,8 @@ from keras import ops
 # random numbers: as easy as 1, 2, 3", https://doi.org/10.1145/2063384.2063405, table 2
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+
+_ZERO = np.uint32(0)
 
 
 def _u32(value):
@@ -62,25 +65,26 @@ def _finalise(word):
     return ops.bitwise_xor(word, ops.right_shift(word, np.uint32(16)))
 
 
-def fold(seed, salt, draw):
+def fold(seed, name_hash, draw, occurrence=_ZERO):
     """The key of one draw of one layer, mixed to full entropy.
 
     Args:
-        seed: Scalar uint32 tensor.
-        salt: Scalar uint32 tensor that tells layers of one seed apart.
+        seed: uint32 tensor: a scalar, or `(n,)` with a seed for each row.
+        name_hash: Scalar uint32 tensor that tells layers of one seed apart.
         draw: Scalar uint32 tensor, the number of the draw.
+        occurrence: Scalar uint32 tensor that tells layers of one seed and name apart.
 
     Returns:
-        Two scalar uint32 tensors.
+        Two uint32 tensors of the seed's shape.
     """
-    return threefry((seed, salt), (draw, ops.zeros_like(draw)))
+    return threefry((seed, name_hash), (draw, occurrence))
 
 
 def words(key, rows, size):
     """Random 32-bit words, `size` for each row.
 
     Args:
-        key: Two scalar uint32 tensors, from `fold`.
+        key: Two uint32 tensors from `fold`, scalars or `(n,)`.
         rows: uint32 tensor `(n, 2)`: two words that name each row.
         size: Positions in a row: an integer or a scalar tensor, less than 2^31.
 

@@ -23,9 +23,9 @@ def connect(inputs, weights, draw, rows):
     Args:
         inputs: Float tensor `(batch, size)`.
         weights: Tensor `(size, units)` of the inputs' dtype.
-        draw: Integer vector `[seed, salt, number, threshold, ...]`.
-        rows: uint32 tensor `()` or `(batch, 2)`. The weight `[i, o]` has the position
-            `i * units + o` in each row.
+        draw: Integer vector of five, as in `kernels`.
+        rows: uint32 tensor `()` or `(batch, 2 or 3)`. The weight `[i, o]` has the
+            position `i * units + o` in each row.
 
     Returns:
         Tensor `(batch, units)`, scaled by `1 / (1 - rate)`.
@@ -43,8 +43,8 @@ def each(product, inputs, weights, draw, rows):
         inputs: Float tensor `(batch, ...)`.
         weights: Tensor of the inputs' dtype. An entry has its place among them all as
             the position in each row.
-        draw: Integer vector `[seed, salt, number, threshold, ...]`.
-        rows: uint32 tensor `()` or `(batch, 2)`.
+        draw: Integer vector of five, as in `kernels`.
+        rows: uint32 tensor `()` or `(batch, 2 or 3)`.
 
     Returns:
         The outputs of the product, with weights scaled by `1 / (1 - rate)`.
@@ -55,7 +55,7 @@ def each(product, inputs, weights, draw, rows):
 
 
 def thin(weights, draw, row):
-    """Weights of which one row, a uint32 tensor `(1, 2)`, decides what is dropped."""
+    """Weights of which one row, a uint32 tensor `(1, 2 or 3)`, drops its own."""
     return ops.squeeze(
         kernels.apply(kernels.INVERTED, ops.expand_dims(weights, 0), draw, row), 0
     )
@@ -106,7 +106,8 @@ def _sum(result, names, one, other, draw, rows):
         result[0]: ops.arange(sizes[0], dtype="int32")[:, None],
         result[1]: ops.arange(sizes[1], dtype="int32"),
     }
-    keys = bits.row_keys(kernels.key_of(draw), kernels.named(rows, (size["b"],)))
+    rows = kernels.named(rows, (size["b"],))
+    keys = bits.row_keys(kernels.key_of(draw, rows), rows)
     if summed == "b":
         # XLA compiles the loop of an empty batch too, and has to find a row for it.
         down, across = (ops.pad(value, ((0, 1), (0, 0))) for value in (down, across))
@@ -134,7 +135,7 @@ def _sum(result, names, one, other, draw, rows):
 
 def _one_by_one(product, result, names, one, other, draw, rows, inputs, weights):
     if keras.backend.backend() == "tensorflow" and not kernels.plain.get():
-        of = (inputs.dtype, inputs.shape.rank, weights.shape, len(rows.shape))
+        of = (inputs.dtype, inputs.shape.rank, weights.shape, tuple(rows.shape[1:]))
         run = _traced_loop(of, product, result, names)
         return run(one, other, draw, rows, inputs, weights)
     return _loop(product, result, names, one, other, draw, rows, inputs, weights)
@@ -154,11 +155,15 @@ def _loop(product, result, names, one, other, draw, rows, inputs, weights):
     rows, count = kernels.named(rows, ops.shape(inputs)), ops.shape(inputs)[0]
     # What is not given says where to differentiate: of a bilinear product, anywhere.
     examples = ops.convert_to_tensor(given.get("bi", inputs))
+    values, looped = [rows, examples, given.get("bo")], count
+    if not isinstance(count, int) and result != "io":
+        # TensorFlow cannot stack the results of no example: there is one at least.
+        values = [value if value is None else _one_more(value) for value in values]
+        looped = ops.maximum(count, 1)
 
     def at(k):
         row, example, upstream = (
-            value if value is None else ops.expand_dims(value[k], 0)
-            for value in (rows, examples, given.get("bo"))
+            value if value is None else ops.expand_dims(value[k], 0) for value in values
         )
         if result == "bo":
             return product(example, thin(given["io"], draw, row))
@@ -172,9 +177,14 @@ def _loop(product, result, names, one, other, draw, rows, inputs, weights):
         zero = ops.zeros_like(weights)
         found = ops.fori_loop(0, count, lambda k, total: total + at(k), zero)
     else:
-        numbers = ops.arange(count, dtype="int32")
-        found = ops.map(lambda k: ops.squeeze(at(k), 0), numbers)
+        numbers = ops.arange(looped, dtype="int32")
+        found = ops.map(lambda k: ops.squeeze(at(k), 0), numbers)[:count]
     return _unrecorded(found)
+
+
+def _one_more(value):
+    """A batch with an example of zeros behind it."""
+    return ops.pad(value, ((0, 1), *((0, 0),) * (len(value.shape) - 1)))
 
 
 def _unrecorded(result):

@@ -3,16 +3,20 @@
 import math
 import numbers
 import random
+import warnings
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops, tree
 
-from kdrop import kernels
-from kdrop.layers.base import Noise, Sampling, check_seed, sampling
+from kdrop import backend, kernels
+from kdrop.layers.base import check_seed, drop_layers, first_row
+from kdrop.layers.replace import remaining
+from kdrop.layers.sampling import Sampling, sampling
 from kdrop.stages import (
     Stages,
+    Structure,
     at_rest,
     compiled,
     length,
@@ -20,12 +24,6 @@ from kdrop.stages import (
     stochastic,
 )
 from kdrop.votes import are_probabilities, two_columns
-
-_KERAS = (
-    keras.layers.AlphaDropout,
-    keras.layers.Dropout,
-    keras.layers.GaussianDropout,
-)
 
 MEMORY = 2**28  # bytes
 MOST_DECISIONS = 20  # of a model whose sub-networks are all computed
@@ -40,31 +38,73 @@ class Sampler(keras.Model):
 
     Args:
         model: The `keras.Model` to sample. Its weights are shared, not copied.
+        seed: Integer in [0, 2^32): each call, and `predict` as a whole, gives pass 0
+            of `kdrop.sample` with this seed. `None`: the layers draw from their own
+            seeds, and each call is another pass.
 
     Input and output shapes: the model's.
 
     Raises:
-        ValueError: If `model` is not a model, or at the call, if it has no drop layer.
+        ValueError: If an argument is not as said, or at the call, if the model has no
+            drop layer.
 
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4
     """
 
-    def __init__(self, model, **kwargs):
+    def __init__(self, model, seed=None, **kwargs):
         super().__init__(**kwargs)
         _check_model(model)
-        self.model = model
+        self.model, self.seed = model, check_seed(seed)
+        self._kdrop_warned, self._kdrop_structure = False, None
 
     def call(self, inputs):
-        _check_drops(self.model)
-        token = sampling.set(sampling.get() or Sampling())
-        try:
+        if sampling.get() is not None:
             return self.model(inputs, training=False)
-        finally:
-            sampling.reset(token)
+        _check_drops(self.model)
+        if not self._kdrop_warned:
+            self._kdrop_warned = True
+            warn_of_others(self.model)
+        if self.seed is None:
+            rows = None
+        elif backend.is_traced():
+            rows = _first_pass(inputs, self.seed)
+        else:
+            places = np.arange(length(inputs), dtype="int32")
+            rows = np.stack([0 * places, places, 0 * places], axis=1).astype("uint32")
+            rows[:, 2] = self.seed
+            return _passes(self.model, inputs).one(inputs, places, rows)
+        with Sampling(drop_layers(self.model), rows):
+            return self.model(inputs, training=False)
+
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        if self.seed is None:
+            return super().predict(x, batch_size, verbose, steps, callbacks)
+        if steps is not None or callbacks is not None:
+            raise ValueError(
+                "`predict` of a seeded Sampler takes neither `steps` nor `callbacks`. "
+                f"Received: steps={steps!r}, callbacks={callbacks!r}"
+            )
+        shown = 0 if verbose == "auto" else verbose
+        samples = sample(self.model, x, 1, batch_size or 32, self.seed, verbose=shown)
+        return tree.map_structure(lambda outputs: outputs[0], samples)
+
+    def make_predict_function(self, force=False):
+        self._forget_old()
+        return super().make_predict_function(force)
+
+    def make_test_function(self, force=False):
+        self._forget_old()
+        return super().make_test_function(force)
+
+    def _forget_old(self):
+        """Make the functions anew if the model is made of other parts."""
+        if self._kdrop_structure is None or not self._kdrop_structure.holds():
+            self._kdrop_structure = Structure(self.model)
+            self.predict_function = self.test_function = None
 
     def get_config(self):
         model = keras.saving.serialize_keras_object(self.model)
-        return {**super().get_config(), "model": model}
+        return {**super().get_config(), "model": model, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -72,6 +112,15 @@ class Sampler(keras.Model):
             config.pop("model"), custom_objects
         )
         return cls(model, **config)
+
+
+def _first_pass(inputs, seed):
+    """The rows `(batch, 3)` of pass 0, as `kdrop.sample` names them."""
+    inputs = tree.flatten(inputs)[0]
+    examples = ops.cast(ops.arange(ops.shape(inputs)[0], dtype="int32"), "uint32")
+    examples = examples + first_row(inputs)
+    zeros = ops.zeros_like(examples)
+    return ops.stack([zeros, examples, zeros + np.uint32(seed)], axis=1)
 
 
 def sample(
@@ -108,8 +157,11 @@ def sample(
         with such arrays.
 
     Raises:
-        ValueError: If an argument is invalid, or if there is nothing to sample: no
-            drop layer of kdrop, or none with a rate above 0.
+        ValueError: If an argument is invalid, if there is nothing to sample (no drop
+            layer of kdrop, or none with a rate above 0), or if a drop layer cannot be
+            sampled where it is called.
+
+    Layers of Keras that drop in training stay at inference: one warning names them.
 
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4;
     `consistent`: [Kirsch et al., 2019](https://arxiv.org/abs/1906.08158), section 3.3
@@ -127,9 +179,13 @@ def sample(
     parts, first = [], 0
     for done, batch in enumerate(batches, start=1):
         examples = np.arange(first, first + length(batch), dtype="uint32")
+        if not first and len(examples):
+            stacked = _passes(model, batch)
+            _check_rates(model)
+            warn_of_others(model)
         first += len(examples)
         names = np.zeros_like(examples) if consistent else examples
-        parts += _passes(model, batch).run(batch, seed, passes, names, memory)
+        parts += stacked.run(batch, seed, passes, names, memory)
         bar.update(done)
     if not first:
         raise ValueError("`inputs` must hold one example at least. Received: none")
@@ -176,6 +232,7 @@ def subnetworks(model, inputs):
     _build(model, inputs)
     _check_drops(model)
     _check_rates(model)
+    warn_of_others(model)
     stages, examples, places = Stages(model), length(inputs), []
 
     def rest(operation, *args, **kwargs):
@@ -256,13 +313,38 @@ def _normalised(logarithm, like):
     return (mean / mean.sum(axis=-1, keepdims=True))[..., -like.shape[-1] :]
 
 
-class _Passes:
-    """The passes of one model, compiled."""
+class Passes:
+    """The stacked passes of one model, compiled.
 
-    def __init__(self, model):
+    Args:
+        model: A built `keras.Model` with drop layers.
+        inputs: A structure of batches with one example at least.
+    """
+
+    def __init__(self, model, inputs):
+        if names := stateful_layers(model):
+            raise ValueError(
+                f"A model with stateful layers cannot be sampled: {names}. Each sample "
+                "would depend on the one before. Allowed: `stateful=False`."
+            )
         self.stages = Stages(model)
-        self._once = compiled(self.stages.once, model)
-        self._sample = compiled(self.stages.sample, model)
+        self._compile(model)
+        if not self.stages.follow_examples(self.once, self.sample, inputs):
+            self._compile(model)
+        self.structure = Structure(model)  # a layer may count its traces
+
+    def _compile(self, model):
+        self.once = compiled(self.stages.once, model)
+        self.sample = compiled(self.stages.sample, model)
+
+    def most(self, shared, memory):
+        """How many rows may be computed at once."""
+        row = np.zeros(1, "int32"), np.zeros((1, 3), "uint32")
+        return max(1, memory // self.sample.row_bytes(shared, *row))
+
+    def one(self, batch, places, rows):
+        """The outputs of one sub-network for each example, as `rows` name them."""
+        return self.sample(self.once(batch), places, rows)
 
     def run(self, batch, seed, passes, names, memory):
         """Arrays `(passes, examples, ...)`, for some of the batch's examples at a time.
@@ -270,10 +352,8 @@ class _Passes:
         Args:
             names: uint32 array `(examples,)`, the second words of the rows.
         """
-        shared = self._once(batch)
-        seed = ops.convert_to_tensor(seed, dtype="uint32")
-        row = np.zeros(1, "int32"), seed, np.zeros((1, 2), "uint32")
-        most = max(1, memory // self._sample.row_bytes(shared, *row))
+        shared = self.once(batch)
+        most = self.most(shared, memory)
         size = _share(len(names), most)
         together = _share(passes, max(1, most // size))
         for start in range(0, len(names), size):
@@ -288,8 +368,8 @@ class _Passes:
 
     def _stacked(self, shared, places, seed, numbers, names):
         rows = np.repeat(numbers, len(places)), np.tile(names[places], len(numbers))
-        rows = np.stack(rows, axis=1).astype("uint32")
-        outputs = self._sample(shared, np.tile(places, len(numbers)), seed, rows)
+        rows = np.stack([*rows, np.full(len(rows[0]), seed)], axis=1).astype("uint32")
+        outputs = self.sample(shared, np.tile(places, len(numbers)), rows)
 
         def apart(output):
             output = ops.convert_to_numpy(output)
@@ -299,14 +379,13 @@ class _Passes:
 
 
 def _passes(model, batch):
-    """The model's `_Passes`, kept with the model until it drops at other places."""
+    """The model's `Passes`, stored with the model until it is made of other parts."""
     _build(model, batch)
     _check_drops(model)
-    _check_rates(model)
-    kept = vars(model).get("_kdrop_passes")
-    if kept is None or not kept.stages.hold(model):
-        kept = vars(model)["_kdrop_passes"] = _Passes(model)
-    return kept
+    passes = vars(model).get("_kdrop_passes")
+    if passes is None or not passes.structure.holds():
+        passes = vars(model)["_kdrop_passes"] = Passes(model, batch)
+    return passes
 
 
 def _share(total, most):
@@ -353,13 +432,29 @@ def _check_count(name, value):
 
 
 def _check_drops(model):
-    layers = model._flatten_layers()
-    if any(isinstance(layer, Noise) for layer in layers):
+    if drop_layers(model):
         return
     message = f"Model {model.name!r} has no drop layer of kdrop to sample."
-    if any(isinstance(layer, _KERAS) for layer in layers):
+    if remaining(model):
         message += " `kdrop.replace(model)` puts them in place of those of Keras."
     raise ValueError(message)
+
+
+def stateful_layers(model):
+    """Names of the layers whose state goes from one call to the next."""
+    layers = backend.layers_of(model)
+    return [x.name for x in layers if getattr(x, "stateful", False) is True]
+
+
+def warn_of_others(model):
+    """Warn if a model has other dropout than that of kdrop's layers."""
+    if names := remaining(model):
+        warnings.warn(
+            f"These layers of model {model.name!r} stay at inference while it is "
+            f"sampled: {', '.join(map(repr, names))}. `kdrop.replace(model)` puts "
+            "kdrop's layers in the place of those that are layers of their own.",
+            stacklevel=3,
+        )
 
 
 def _check_rates(model):

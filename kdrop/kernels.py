@@ -1,12 +1,14 @@
 """What dropping does to a tensor, and its gradient, as pure functions.
 
 A kernel turns random words into noise, and noise and inputs into outputs. It takes the
-inputs, `draw`, the integer vector `[seed, salt, number of the draw, threshold, ...]`
-that a layer's draws hand out, and `rows`, which names the rows of the mask:
+inputs, `draw`, the integer vector `[seed, hash of the layer's name, number of the draw,
+threshold, occurrence]` that a layer's draws hand out, and `rows`, which names the rows
+of the mask:
 
     uint32 ()       the rows are numbered from this one on
     uint32 (n, 2)   two words for each row
-    uint32 (1, 2)   one row, which the whole batch shares
+    uint32 (n, 3)   besides, a seed for each row, in place of the draw's
+    uint32 (1, ...) one row, which the whole batch shares
 
 It stores no mask: the gradient draws it again from the same numbers. Drawing, comparing
 and scaling are one pass over the inputs, compiled by XLA for each shape.
@@ -255,8 +257,8 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
     Args:
         kernel: `Kernel`.
         inputs: Float tensor `(batch, ...)`.
-        draw: Integer vector `[seed, salt, number, threshold, ...]`.
-        rows: uint32 tensor `()`, `(batch, 2)` or `(1, 2)`, as said above.
+        draw: Integer vector of five, as described above.
+        rows: uint32 tensor `()`, `(batch, 2 or 3)` or `(1, 2 or 3)`, likewise.
         noise_shape: Tuple of the noise's dimensions, `None` for the inputs' own; it
             broadcasts to the inputs' shape, and `rows` decides over the first.
 
@@ -277,7 +279,8 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
         if noise_shape is not None:
             inputs = _checked(inputs, noise_shape)
         if tf.executing_eagerly():
-            of = (inputs.dtype, inputs.shape.rank, len(rows.shape))
+            # What a row has is not to be relaxed with the number of rows.
+            of = (inputs.dtype, inputs.shape.rank, tuple(rows.shape[1:]))
             return _traced(of, kernel, noise_shape)(inputs, draw, rows)
     return _differentiable(kernel, noise_shape, inputs, draw, rows)
 
@@ -326,11 +329,9 @@ def _differentiable(kernel, noise_shape, inputs, draw, rows):
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             linear = kernel._replace(forward=kernel.backward)
-            return (
-                _differentiable(linear, noise_shape, upstream, draw, rows),
-                None,
-                None,
-            )
+            result = _differentiable(linear, noise_shape, upstream, draw, rows)
+            # Outputs may be of another dtype, as float32 noise is.
+            return ops.cast(result, inputs.dtype), None, None
 
         return _run(kernel, noise_shape, inputs, draw, rows), gradient
 
@@ -413,15 +414,26 @@ def named(rows, shape):
     return ops.stack([rows, ops.zeros_like(rows)], axis=1)
 
 
-def key_of(draw):
-    return bits.fold(*(ops.cast(draw[i], "uint32") for i in range(3)))
+def is_shared(rows):
+    """Whether one row holds for the whole batch."""
+    return len(rows.shape) == 2 and rows.shape[0] == 1
+
+
+def key_of(draw, rows):
+    """The key of a draw for named rows, or a key for each of them that has a seed."""
+    seed, name_hash, number, _, occurrence = (
+        ops.cast(draw[i], "uint32") for i in range(5)
+    )
+    if rows.shape[1] == 3:
+        seed = rows[:, 2]
+    return bits.fold(seed, name_hash, number, occurrence)
 
 
 def _noise(kernel, draw, rows, size):
     draw_words = bits.distinct_words if kernel.distinct else bits.words
 
     def noise():
-        return kernel.noise(draw_words(key_of(draw), rows, size), draw)
+        return kernel.noise(draw_words(key_of(draw, rows), rows, size), draw)
 
     if kernel.block:
         return _once(noise, draw, (ops.shape(rows)[0], size))
@@ -478,8 +490,8 @@ def subset(draw, rows, batch, size, count):
     """A random subset of positions for each row, all of one size equally likely.
 
     Args:
-        draw: Integer vector `[seed, salt, number, ...]`.
-        rows: uint32 tensor, as said above.
+        draw: Integer vector of five, as described above.
+        rows: uint32 tensor, likewise.
         batch: How many rows, an integer or a scalar tensor, as are the next two.
         size: Positions to choose from.
         count: Positions to choose.
@@ -488,7 +500,8 @@ def subset(draw, rows, batch, size, count):
         int32 tensor `(batch, count)`, ascending in each row.
     """
     # No word repeats in a row: their order is a random permutation of the positions.
-    words = bits.distinct_words(key_of(draw), named(rows, (batch,)), size)
+    rows = named(rows, (batch,))
+    words = bits.distinct_words(key_of(draw, rows), rows, size)
     order = ops.argsort(words, axis=-1)
     return ops.sort(order[:, :count], axis=-1)
 

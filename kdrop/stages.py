@@ -5,23 +5,82 @@ import math
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops, tree
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.models.functional import Functional
 
-from kdrop.layers.base import Drop, Noise, Sampling, sampling
+from kdrop import backend
+from kdrop.layers.base import drop_layers
+from kdrop.layers.sampling import NOT_BY_EXAMPLE, Sampling, Shared
 
 
 def stochastic(operation):
     """The drop layers in a layer or model, itself included, but those of rate 0."""
     if not isinstance(operation, keras.Layer):
         return []
-    layers = operation._flatten_layers()
-    return [
-        layer
-        for layer in layers
-        if isinstance(layer, Noise) and not (isinstance(layer, Drop) and not layer.rate)
-    ]
+    return [layer for layer in drop_layers(operation) if layer.drops]
+
+
+class Structure:
+    """What a model is made of, to see whether a trace of it still holds.
+
+    Layers, variables and functions are compared by identity, numbers by value.
+
+    Args:
+        model: A built `keras.Model`.
+    """
+
+    def __init__(self, model):
+        self._model, self._parts = model, self._of(model)
+
+    @staticmethod
+    def _of(model):
+        return [(layer, _attributes(layer)) for layer in backend.layers_of(model)]
+
+    def holds(self):
+        """Whether the model is still the same."""
+        parts = self._of(self._model)
+        return len(parts) == len(self._parts) and all(
+            layer is before and _same(attributes, others)
+            for (layer, attributes), (before, others) in zip(
+                parts, self._parts, strict=True
+            )
+        )
+
+
+def _attributes(layer):
+    """What a trace of a layer depends on."""
+    state = getattr(layer, "trace_state", None)
+    attributes = backend.attributes(layer) if state is None else state()
+    return {name: _value(value) for name, value in attributes.items()}
+
+
+def _value(value):
+    """What can be changed in place, by its values."""
+    if isinstance(value, np.ndarray) and value.size < 10_000:
+        return value.shape, value.dtype.str, value.tobytes()
+    mutable = isinstance(value, list | dict | set)
+    return repr(value) if mutable and _is_plain(value) else value
+
+
+def _is_plain(value):
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _same(attributes, others):
+    def equal(value, other):
+        plain = isinstance(value, bool | int | float | str | tuple)
+        return value is other or (
+            plain and type(value) is type(other) and value == other
+        )
+
+    names = attributes.keys() | others.keys()
+    return all(equal(attributes.get(name), others.get(name)) for name in names)
 
 
 def graph_of(model):
@@ -84,41 +143,81 @@ class Stages:
     """
 
     def __init__(self, model):
-        self.layers, self.graph = stochastic(model), graph_of(model)
+        self.layers, self.graph = drop_layers(model), graph_of(model)
         self._model, self._steps, self._varying = model, [], []
+        self._by_example = False
         if self.graph is not None:
             self._outputs = self._follow(model, self._number(self.graph.inputs, False))
             used = [n for s in self._steps if s.varies for n in s.inputs.values()]
             used = dict.fromkeys([*used, *self._outputs])
             self._shared = [number for number in used if not self._varying[number]]
 
-    def hold(self, model):
-        """Whether the model is still cut at these places."""
-        return self.layers == stochastic(model) and self.graph is graph_of(model)
-
     def once(self, inputs):
         """What the sub-networks share: a structure of batches for `vary`."""
         if self.graph is None:
             return inputs
         values = dict(enumerate(_standardise(self._model, inputs)))
-        self._run(False, values, at_rest)
+        with Shared():
+            self._run(False, values, at_rest)
         # A mask of Keras is an attribute, which functions do not return.
         return [(values[n], get_keras_mask(values[n])) for n in self._shared]
 
-    def sample(self, shared, places, seed, rows):
+    def sample(self, shared, places, rows):
         """The model's outputs, one for each of the sub-networks that `rows` choose.
 
         Args:
             shared: What `once` returned.
             places: Integer tensor `(n,)`: which of its rows the sub-networks take.
-            seed: Scalar integer tensor.
-            rows: uint32 tensor `(n, 2)`.
+            rows: uint32 tensor `(n, 3)`: pass, example and seed of each sub-network.
         """
-        token = sampling.set(Sampling(seed, rows))
-        try:
-            return self.vary(rows_of(shared, places))
-        finally:
-            sampling.reset(token)
+
+        def sampled(places, rows):
+            with Sampling(self.layers, rows):
+                return self.vary(rows_of(shared, places))
+
+        def alone(place_and_row):
+            place, row = (ops.expand_dims(x, 0) for x in place_and_row)
+            outputs = sampled(place, row)
+            return tree.map_structure(lambda x: ops.squeeze(x, 0), outputs)
+
+        if self._by_example:
+            return ops.map(alone, (places, rows))
+        return sampled(places, rows)
+
+    def follow_examples(self, once, sample, inputs):
+        """Whether several examples can be computed at once.
+
+        Where the first axis of something that is shared or dropped is not that of the
+        examples, as where time is folded into it, they cannot, and go one by one.
+
+        Args:
+            once, sample: The methods, compiled.
+            inputs: A structure of batches with one example at least.
+        """
+
+        def follows(size):
+            places, rows = np.arange(size, dtype="int32"), np.zeros((size, 3), "uint32")
+            try:
+                shared = once.trial(rows_of(inputs, places * 0))
+                batches = [x for x in tree.flatten(shared) if x is not None]
+                if any(tuple(x.shape)[:1] != (size,) for x in batches):
+                    return False
+                sample.trial(shared, places, rows)
+            except Exception as error:  # of a graph, it has a class of TensorFlow's
+                if NOT_BY_EXAMPLE not in str(error):
+                    raise
+                return False
+            return True
+
+        # Of two sizes, since another axis may have one of them by chance.
+        if follows(2) and follows(3):
+            return True
+        self.go_one_by_one()
+        return False
+
+    def go_one_by_one(self):
+        """Compute each sub-network by itself from now on, from the inputs."""
+        self._by_example, self.graph = True, None
 
     def vary(self, shared, call=at_rest):
         """The model's outputs from rows of what `once` returned.
@@ -214,6 +313,10 @@ class TensorFlowGraph:
     def __call__(self, *structures):
         return self._concrete(structures)(*structures)
 
+    def trial(self, *structures):
+        """The results, or what stands for them, to look at their shapes."""
+        return self(*structures)
+
     def row_bytes(self, *structures):
         """Bytes of all that the function computes for one row."""
         results = (
@@ -258,6 +361,11 @@ class JaxGraph:
 
     def __call__(self, *structures):
         return self._compiled(self._values(), *structures)
+
+    def trial(self, *structures):
+        import jax
+
+        return jax.eval_shape(self._pure, self._values(), *structures)
 
     def row_bytes(self, *structures):
         import jax

@@ -16,10 +16,13 @@ EVERYWHERE = {
         "kernels",
         "layers",
         "processes",
+        "sampling",
         "schedules",
         "votes",
     )
 }
+if os.environ.get("CI_FULL") == "1":
+    EVERYWHERE.add("test_replace.py")  # minutes long
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.glob("test_*.py")
     collect_ignore = [path.name for path in tests if path.name not in EVERYWHERE]

@@ -180,15 +180,16 @@ def gradient(layer, inputs, upstream):
     return outputs, pull(upstream)[0]
 
 
-def network(layer_class):
-    keras.utils.set_random_seed(0)
+def network(layer_class, seed=3, same=True):
+    if same:
+        keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
             keras.Input((8,)),
             keras.layers.Dense(32, activation="relu"),
-            layer_class(0.5, seed=3, name="drop_1"),
+            layer_class(0.5, seed=seed, name="drop_1"),
             keras.layers.Dense(32, activation="relu"),
-            layer_class(0.5, seed=3, name="drop_2"),
+            layer_class(0.5, seed=seed, name="drop_2"),
             keras.layers.Dense(1),
         ]
     )

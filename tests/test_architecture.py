@@ -1,6 +1,7 @@
 """The rules of the tree: who imports whom, and what an import costs."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "kdrop"
 GROUPS = [
-    {"reference", "bits", "votes", "watch"},
+    {"backend", "reference", "bits", "votes", "watch"},
     {"kernels"},
     {"connections"},
     {"layers", "schedules"},
     {"stages"},
     {"ensemble", "models", "data", "plots"},
-    {"devices", "export", "figures", "pipeline", "progress", "voting"},
-    {"experiment", "servable"},
+    {"devices", "figures", "interface", "pipeline", "progress", "voting"},
+    {"experiment", "export"},
+    {"servable"},
     {"comparison", "studies", "serving", "claims", "scaling"},
     {"benchmark"},
 ]
@@ -61,7 +63,26 @@ def test_import_loads_neither_data_sets_nor_plots():
         "new = {name.split('.')[0] for name in set(sys.modules) - before};"
         "assert not new & {'tensorflow_datasets', 'matplotlib', 'rich'}, new"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+@pytest.mark.parametrize("keras_first", [True, False])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_other_backends_are_refused_in_a_sentence(backend, keras_first):
+    if keras_first and backend == "torch":
+        pytest.importorskip("torch")
+    code = f"{'import keras; ' * keras_first}import kdrop"
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: kdrop runs on the Keras backends tensorflow")
+    assert f"Received: '{backend}'" in last
 
 
 def test_reference_needs_numpy_alone():

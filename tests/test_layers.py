@@ -1,5 +1,7 @@
 """The contract: what every drop layer of the family promises."""
 
+import itertools
+import random
 import zlib
 
 import keras
@@ -81,6 +83,21 @@ def test_an_empty_batch_is_one(case):
     assert layer(case.ones(), training=True).shape == case.shape
     outputs, d_inputs = gradient(layer, empty, empty)
     assert outputs.shape == d_inputs.shape == empty.shape
+
+
+@every_layer
+def test_inputs_without_elements_stay_so(case):
+    for axis in range(len(case.shape)):
+        shape = (*case.shape[:axis], 0, *case.shape[axis + 1 :])
+        layer, empty = case.make(), ops.zeros(shape)
+        if hasattr(layer, "block_size") and 0 < axis < len(shape) - 1:
+            with pytest.raises(ValueError, match="must not exceed the map's sizes"):
+                layer(empty)
+            continue
+        outputs, d_inputs = gradient(layer, empty, empty)
+        sampler = kdrop.Sampler(keras.Sequential([keras.Input(shape[1:]), layer]))
+        for result in (outputs, d_inputs, traced(layer)(empty), sampler(empty)):
+            assert result.shape == shape
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX's own derivatives")
@@ -250,6 +267,76 @@ def test_draws_are_saved_and_the_rate_is_not(case, form, tmp_path):
     )
 
 
+def train(model, epochs, folder=None):
+    """`epochs` of `fit`, backed up in a folder; a backup that is there goes on."""
+    model.compile("adam", "mse")
+    callbacks = [keras.callbacks.BackupAndRestore(folder)] if folder else []
+    fit(model, epochs, callbacks=[*callbacks, Killed(at=epochs)])
+    return model
+
+
+class Killed(keras.callbacks.Callback):
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self.at < 4:
+            raise KeyboardInterrupt
+
+
+@every_base
+@pytest.mark.parametrize("seed", [3, None])
+def test_a_backup_goes_on_bit_by_bit(layer_class, seed, tmp_path):
+    def built():
+        return network(layer_class, seed)  # after `set_random_seed`
+
+    whole = train(built(), 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(built(), 2, tmp_path)
+    assert_same_weights(train(built(), 4, tmp_path), whole)
+
+
+@every_base
+def test_a_seed_is_in_the_files_that_restore_a_model(layer_class, tmp_path):
+    """With a seed of None, which was drawn: `.keras` goes on, weights alone do not."""
+    model = network(layer_class, None)
+    drop = model.get_layer("drop_1")
+    dropped(drop)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "model.keras").get_layer("drop_1")
+    others = []
+    for seed in (1, 2, 3, None, None, None):
+        random.seed(None)  # no state that a test has set
+        other = network(layer_class, seed, same=False)
+        other.load_weights(tmp_path / "model.weights.h5")
+        others.append(other.get_layer("drop_1"))
+        assert others[-1].draw_count == 1
+        assert others[-1].get_config()["seed"] == seed
+    expected = dropped(drop)
+    np.testing.assert_array_equal(dropped(loaded), expected)
+    masks = [expected, *map(dropped, others)]
+    for one, other in itertools.combinations(masks, 2):
+        assert_independent(one, other)
+    again = layer_class(0.5, seed=2, name="drop_1")
+    dropped(again)
+    np.testing.assert_array_equal(masks[2], dropped(again))
+
+
+@every_base
+def test_the_draw_count_can_be_set(layer_class):
+    layer, other = (layer_class(0.5, seed=1, name="drop") for _ in range(2))
+    masks = [dropped(layer) for _ in range(3)]
+    other.draw_count = 2
+    np.testing.assert_array_equal(dropped(other), masks[2])
+    assert other.draw_count == 3
+    for count in (-1, 2**32, 1.0, "1", True, None):
+        with pytest.raises(ValueError, match="draw_count") as refusal:
+            layer.draw_count = count
+        assert repr(count) in str(refusal.value)
+
+
 @keras.saving.register_keras_serializable("test")
 class Nested(keras.layers.Layer):
     """A dense layer and a drop layer inside a layer."""
@@ -294,7 +381,7 @@ def test_rate_changes_a_traced_function(case):
         layer.rate = rate
         assert layer.rate == layer.get_config()["rate"] == rate
         same = case.make(rate)
-        for _ in range(layer.draws.count()):
+        for _ in range(layer.draw_count):
             case.draw(same)
         outputs = case.seen(call(case.ones()))
         assert_close(outputs, case.draw(same))
@@ -318,6 +405,24 @@ def test_rate_changes_in_a_running_fit(layer_class):
     losses = told.history["loss"]
     assert losses[:2] == [0.0, 0.0]
     assert losses[2:] == pytest.approx([0.999] * 2, abs=0.01)
+
+
+@every_base
+def test_a_rate_is_not_set_inside_a_traced_step(layer_class):
+    class Setting(keras.Sequential):
+        def call(self, inputs, training=False):
+            if training:
+                self.layers[0].rate = 0.2
+            return super().call(inputs, training=training)
+
+    drop = layer_class(0.5)
+    model = Setting([keras.Input((8,)), drop, keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=False)
+    with pytest.raises(RuntimeError, match="cannot be set inside.*RateSchedule"):
+        fit(model)
+    assert drop.rate == 0.5
+    drop.rate = 0.3
+    assert drop.rate == 0.3
 
 
 @every_layer
@@ -387,7 +492,7 @@ def test_at_rest_nothing_is_drawn(case):
         np.testing.assert_allclose(numpy(layer(inputs)), 0.75)
     else:
         assert layer(inputs) is inputs
-    assert layer.draws.count() == 0
+    assert layer.draw_count == 0
 
 
 @every_layer
@@ -512,6 +617,59 @@ def test_integer_inputs_are_refused(case):
     for inputs in (ops.ones(case.shape, "int32"), ints):
         with pytest.raises(ValueError, match="floating-point inputs only.*int32"):
             case.make()(inputs)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", ["bool", "complex64", "uint8"])
+def test_inputs_of_no_float_dtype_are_refused(case, dtype):
+    for training in (False, True):
+        with pytest.raises(ValueError, match=f"floating-point inputs only.*{dtype}"):
+            case.make()(np.ones(case.shape, dtype), training=training)
+
+
+@every_layer
+@pytest.mark.parametrize("training", [False, True])
+def test_inputs_that_are_not_one_tensor_are_refused(case, training):
+    ones, symbolic = case.ones(), keras.Input(case.shape[1:])
+    for inputs, received in [
+        (None, "None"),
+        ([ones, ones], "a list"),
+        ((symbolic, symbolic), "a tuple"),
+        ({"inputs": ones}, "a dict"),
+    ]:
+        with pytest.raises(ValueError, match=f"'drop' takes one tensor.*{received}"):
+            case.make()(inputs, training=training)
+
+
+def as_sparse(inputs):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.sparse.from_dense(inputs)
+    from jax.experimental import sparse
+
+    return sparse.BCOO.fromdense(inputs)
+
+
+@every_layer
+def test_sparse_inputs_become_dense_in_training_alone(case):
+    inputs = keras.random.normal(case.shape, seed=1)
+    inputs = ops.where(inputs > 1, inputs, 0)
+    layer, sparse = case.make(), as_sparse(inputs)
+    outputs = layer(sparse)
+    if case.scales_at_rest:
+        dense = ops.convert_to_tensor(outputs, sparse=False)
+        assert_close(numpy(dense), 0.5 * numpy(inputs))
+    else:
+        assert outputs is sparse
+    outputs, expected = layer(sparse, training=True), case.make()(inputs, training=True)
+    np.testing.assert_array_equal(numpy(outputs), numpy(expected))
+
+
+@every_layer
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+def test_quantize_warns_of_no_layer_without_weights(case):
+    keras.Sequential([keras.Input(case.shape[1:]), case.make()]).quantize("int8")
 
 
 @every_base

@@ -1,5 +1,7 @@
 """The laws of the layers that learn their noise."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from kdrop import (
     InvertedDropout,
     StandoutDropout,
     VariationalDropout,
+    kernels,
     reference,
 )
+from kdrop.layers import learned
 
 DEVIATIONS = 5
 # Midpoints of (0, 1): a mean over them is the expectation over a uniform number.
@@ -297,6 +301,149 @@ def test_variational_noise_grows_no_further_than_the_weights_themselves():
     # Inputs of 0 have no noise, and no NaN for a gradient.
     assert np.isfinite(layer.kernel.numpy()).all()
     assert (model(tf.zeros((2, 4)), training=True).numpy() == 0).all()
+
+
+def test_the_noise_has_no_gradient():
+    inputs, draw = tf.ones((3, 4), "float16"), tf.constant([1, 2, 3, 0, 0], "int64")
+    for kernel in (learned._UNIT, learned._LOGISTIC, learned._NORMAL):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            noise = kernels.apply(kernel, inputs, draw, np.zeros((), "uint32"))
+        d_inputs = tape.gradient(noise, inputs)
+        assert noise.dtype == "float32" and d_inputs.dtype == "float16"
+        np.testing.assert_array_equal(d_inputs, np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.layers.Dense(3),
+        lambda: keras.layers.Conv1D(3, 3, strides=2),
+        lambda: keras.layers.Conv1D(3, 3, padding="same"),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_concrete_passes_a_mask_as_its_layer_does(make, training):
+    inputs = tf.constant(np.random.default_rng(0).normal(size=(2, 7, 4)), "float32")
+    masks, warnings_of = [], []
+    for layer in (make(), ConcreteDropout(make(), 0, 0)):
+        for each in (inputs, keras.Input((7, 4))):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                outputs = layer(keras.layers.Masking()(each), training=training)
+            masks.append(getattr(outputs, "_keras_mask", None) is not None)
+            warnings_of.append([str(w.message).split("(of")[0] for w in caught])
+    assert masks[:2] == masks[2:]
+    assert [len(w) for w in warnings_of[:2]] == [len(w) for w in warnings_of[2:]]
+    assert all("'concrete_dropout" in w for each in warnings_of[2:] for w in each)
+
+
+def test_behind_a_convolution_the_mask_of_its_inputs_has_no_say():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(2, 9, 4)).astype("float32")
+    inputs[:, 5:] = 0
+    concrete = ConcreteDropout(keras.layers.Conv1D(3, 3, strides=2), 0, 0)
+    layers = [keras.Input((9, 4)), keras.layers.Masking(), concrete]
+    with pytest.warns(UserWarning, match="does not support masking"):
+        model = keras.Sequential([*layers, keras.layers.GlobalAveragePooling1D()])
+        found = model(inputs)
+    expected = keras.ops.mean(concrete.layer(inputs), axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+LORA = {
+    "variational": lambda: VariationalDropout(4, 1e-3, seed=1, name="drop"),
+    "variational, no bias": lambda: VariationalDropout(
+        4, 1e-3, seed=1, name="drop", use_bias=False
+    ),
+    "concrete": lambda: ConcreteDropout(
+        keras.layers.Dense(4), 1e-3, 1e-3, seed=1, name="drop"
+    ),
+    "dense": lambda: keras.layers.Dense(4, name="drop"),
+}
+
+
+@pytest.mark.parametrize("make", LORA.values(), ids=LORA)
+def test_weights_of_lora_are_trained_and_saved(make, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), make()])
+    layer = getattr(model.layers[0], "layer", model.layers[0])
+    layer.enable_lora(2, lora_alpha=3)
+    model.compile("adam", "mse")
+    kernel = layer._kernel.numpy()
+    model.fit(inputs, inputs[:, :4], epochs=2, verbose=0)
+    np.testing.assert_array_equal(layer._kernel, kernel)
+    assert np.abs(layer.kernel - kernel).max() > 0
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    plain = keras.Sequential([keras.Input((6,)), make()])
+    plain.load_weights(tmp_path / "model.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    resumed = getattr(loaded.layers[0], "layer", loaded.layers[0])
+    assert resumed.lora_enabled and resumed.lora_rank == 2
+    model.load_weights(tmp_path / "model.weights.h5")
+    for other in (plain, loaded):
+        np.testing.assert_array_equal(other(inputs), model(inputs))
+        np.testing.assert_array_equal(other.losses, model.losses)
+    if hasattr(layer, "log_alpha"):
+        np.testing.assert_array_equal(plain.layers[0].log_alpha, layer.log_alpha)
+    loaded.fit(inputs, inputs[:, :4], verbose=0)
+
+
+QUANTIZED = {
+    # Half a step of the greatest weight, for each weight.
+    "int8": ("int8", 1 / 254),
+    "int4": ("int4", 1 / 14),
+    "int4 per channel": (
+        keras.quantizers.Int4QuantizationConfig(block_size=-1),
+        1 / 14,
+    ),
+    "float8": ("float8", 0),
+}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("mode", "step"), QUANTIZED.values(), ids=QUANTIZED)
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+def test_concrete_sums_the_weights_that_quantized_ones_stand_for(
+    mode, step, lora, tmp_path
+):
+    if lora and mode == "float8":
+        pytest.skip("Keras has no LoRA in float8")
+    keras.utils.set_random_seed(0)
+    layer = ConcreteDropout(keras.layers.Dense(5), 1.0, 0.0, name="drop")
+    model = keras.Sequential([keras.Input((7,)), layer])
+    kernel = layer.layer.kernel.numpy()
+    error = step * np.abs(kernel).max()
+    if lora:
+        layer.layer.enable_lora(2, lora_alpha=3)
+    model.quantize(**{"mode" if isinstance(mode, str) else "config": mode})
+    if lora:
+        layer.layer.lora_kernel_b.assign(tf.ones((2, 5)))
+        kernel = kernel + 1.5 * layer.layer.lora_kernel_a.numpy() @ np.ones((2, 5))
+    expected = np.sum(kernel**2) / 0.9
+    # |sum (w + e)^2 - sum w^2| with |e| up to `error`
+    bound = (2 * error * np.abs(kernel).sum() + kernel.size * error**2) / 0.9
+    (found,) = model.losses
+    assert abs(float(found) - expected) <= bound + 1e-5 * expected
+    if not lora:
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(loaded.losses, model.losses)
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 7)), np.ones((4, 5)), verbose=0)
+
+
+def test_quantize_names_the_layers_that_stay_in_float():
+    model = network()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.quantize("int8")
+    sentences = [str(warning.message) for warning in caught]
+    names = [s.split()[1] for s in sentences if s.startswith("Layer")]
+    assert names == ["InputLayer", "'two'", "'three'"]
+    assert model.layers[0].layer.quantization_mode == "int8"
 
 
 def network():

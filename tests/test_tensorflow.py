@@ -81,54 +81,183 @@ def test_a_checkpoint_holds_the_draws_and_not_the_rate(layer_class, tmp_path):
     np.testing.assert_array_equal(dropped(loaded), dropped(drop))
 
 
+class Built(keras.Model):
+    """A model that makes its drop layer when it is first called."""
+
+    def __init__(self, layer_class, seed):
+        super().__init__()
+        self.dense, self.make = (
+            keras.layers.Dense(3),
+            lambda: layer_class(0.5, seed=seed, name="drop"),
+        )
+
+    def build(self, shape):
+        self.drop = self.make()
+        self.dense.build(shape)
+
+    def call(self, inputs, training=False):
+        return self.dense(self.drop(inputs, training=training))
+
+
+@every_base
+@pytest.mark.parametrize("build", ["call", "graph", "fit"])
+def test_a_checkpoint_is_restored_before_its_layers_exist(layer_class, build, tmp_path):
+    inputs = tf.ones((4, 8))
+    saved, loaded = Built(layer_class, 1), Built(layer_class, 2)
+    saved(inputs)
+    for _ in range(3):
+        dropped(saved.drop)
+    path = tf.train.Checkpoint(model=saved).save(tmp_path / "model")
+    restoring = tf.train.Checkpoint(model=loaded).restore(path)
+    steps = 0
+    if build == "call":
+        loaded(inputs)
+    elif build == "graph":
+        steps = 2
+        call = tf.function(lambda x: loaded(x, training=True))
+        for _ in range(steps):
+            call(inputs)
+    else:
+        steps = 4
+        loaded.compile(keras.optimizers.SGD(0.0), "mse")
+        loaded.fit(tf.ones((16, 8)), tf.ones((16, 3)), 4, verbose=0)
+    restoring.expect_partial()
+    assert loaded.drop.draw_count == 3 + steps
+    for _ in range(steps):
+        dropped(saved.drop)
+    np.testing.assert_array_equal(dropped(loaded.drop), dropped(saved.drop))
+    np.testing.assert_allclose(loaded(inputs), saved(inputs), rtol=1e-6)
+
+
+@every_base
+def test_a_saved_model_holds_the_state(layer_class, tmp_path):
+    class Trained(tf.Module):
+        def __init__(self):
+            self.drop = layer_class(0.5, seed=1, name="drop")
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 64))])
+        def train(self, inputs):
+            return self.drop(inputs, training=True)
+
+    model, ones = Trained(), tf.ones((16, 64))
+    model.train(ones)
+    tf.saved_model.save(model, str(tmp_path / "module"))
+    loaded = tf.saved_model.load(str(tmp_path / "module"))
+    first, second = loaded.train(ones), loaded.train(ones)
+    np.testing.assert_array_equal(first, model.train(ones))
+    assert_independent(first == 0, second == 0)
+
+    network_ = network(layer_class)
+    tf.saved_model.save(network_, str(tmp_path / "model"))
+    served = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
+    inputs, _ = regression()
+    (outputs,) = served(tf.constant(inputs)).values()
+    np.testing.assert_allclose(outputs, network_(inputs), rtol=1e-5, atol=1e-6)
+
+
 # Recomputation
 
 
 class Recomputed(keras.layers.Layer):
     """A dense layer and a drop layer, computed again in the backward pass or not."""
 
-    def __init__(self, drop, recompute, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, drop, recompute, twice=False, decorate=False):
+        super().__init__()
         self.dense = keras.layers.Dense(64, use_bias=False)
-        self.drop, self.recompute = drop, recompute
+        self.drop, self.recompute, self.twice = drop, recompute, twice
+        self.inner = tf.function(self.drop) if decorate else self.drop
 
     def build(self, shape):
         self.dense.build(shape)
 
     def call(self, inputs, training=False):
         def block(x):
-            return self.drop(self.dense(x), training=training)
+            x = self.inner(self.dense(x), training=training)
+            return self.inner(tf.nn.relu(x), training=training) if self.twice else x
 
         return keras.remat(block)(inputs) if self.recompute else block(inputs)
+
+
+class Own(keras.Model):
+    """A model whose training step has an optimizer of its own, as a GAN's has.
+
+    It adds the gradients of two micro-batches by hand.
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.own = network, keras.optimizers.SGD(0.1)
+
+    def call(self, inputs, training=False):
+        return self.network(inputs, training=training)
+
+    def train_step(self, data):
+        inputs, targets = data
+        weights = self.network.trainable_variables
+        total = [tf.zeros_like(weight) for weight in weights]
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                error = self.network(inputs, training=True) - targets
+                loss = tf.reduce_mean(error**2)
+            gradients = tape.gradient(loss, weights)
+            total = [t + g for t, g in zip(total, gradients, strict=True)]
+        self.own.apply(total, weights)
+        return {"loss": loss}
 
 
 @every_base
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"jit_compile": True}, {"steps_per_execution": 2}, {"accumulate": 2}],
+    [
+        {},
+        {"jit_compile": True},
+        {"steps_per_execution": 3},
+        {"run_eagerly": True},
+        {"accumulate": 2},
+        {"own": True},
+        {"twice": True},
+        {"decorate": True},
+        {"blocks": 3},
+    ],
     ids=lambda s: next(iter(s), "plain"),
 )
 def test_with_the_clock_remat_changes_nothing(layer_class, settings):
     settings = {"jit_compile": False, **settings}
-    accumulate = settings.pop("accumulate", None)
+    if "run_eagerly" in settings:
+        del settings["jit_compile"]
+    blocks = settings.pop("blocks", 1)
+    accumulate, own = settings.pop("accumulate", None), settings.pop("own", False)
+    of_block = {k: settings.pop(k, False) for k in ("twice", "decorate")}
 
     def trained(recompute):
         keras.utils.set_random_seed(0)
         drop = layer_class(0.5, seed=1, name="drop")
-        block = Recomputed(drop, recompute)
-        model = keras.Sequential([keras.Input((8,)), block, keras.layers.Dense(1)])
+        drops = [
+            drop,
+            *(layer_class(0.5, seed=1, name="drop") for _ in range(1, blocks)),
+        ]
+        stack = [Recomputed(each, recompute, **of_block) for each in drops]
+        model = keras.Sequential([keras.Input((8,)), *stack, keras.layers.Dense(1)])
+        model = Own(model) if own else model
+        model(tf.ones((1, 8)))  # a function inside it is traced before the clock
         for _ in range(2):  # the second compile must not replay the masks of the first
             optimizer = keras.optimizers.SGD(
-                0.1, gradient_accumulation_steps=accumulate
+                0.02, gradient_accumulation_steps=accumulate
             )
             model.compile(optimizer, "mse", **settings)
             fit(model, callbacks=[kdrop.StepClock()])
-        assert drop.draws.count() == 16
+        assert drop.draw_count == 16
         first, second = dropped(drop), dropped(drop)
         assert_independent(first, second)  # draws anew after fit
         return model
 
-    assert_same_weights(trained(False), trained(True))
+    # Two programs may round differently: 16 updates of 0.1 times a gradient, which is
+    # a sum of 64 terms.
+    bound = 16 * 0.1 * 64 * np.finfo("float32").eps
+    for one, other in zip(
+        trained(False).get_weights(), trained(True).get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=bound, atol=bound)
 
 
 @every_base
@@ -146,13 +275,17 @@ def test_the_clock_counts_the_training_step_alone(layer_class):
                 raise KeyboardInterrupt
 
     passes = []
+    fit(model)
+    before = model.train_function
     with pytest.raises(KeyboardInterrupt):
         fit(model, callbacks=[kdrop.StepClock(), Interrupted()])
+    assert model.train_function is before
     assert np.any(passes[0] != passes[1])
     assert_independent(dropped(drop), dropped(drop))
 
 
 @every_base
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 def test_a_fit_after_the_clock_draws_for_each_call_again(layer_class):
     class Twice(keras.layers.Layer):
         def __init__(self):
@@ -168,9 +301,8 @@ def test_a_fit_after_the_clock_draws_for_each_call_again(layer_class):
     data = tf.data.Dataset.from_tensors((tf.ones((100, 100)), tf.zeros((100, 100))))
     losses = []
     for callbacks in ([], [kdrop.StepClock()], []):
-        with pytest.warns(UserWarning, match="trainable weights"):
-            told = model.fit(data, shuffle=False, verbose=0, callbacks=callbacks)
-        losses.append(told.history["loss"][0])
+        run = model.fit(data, shuffle=False, verbose=0, callbacks=callbacks)
+        losses.append(run.history["loss"][0])
     bound = DEVIATIONS * np.sqrt(0.25 / 100**2)
     assert losses[1] == 0
     assert abs(losses[0] - 0.5) < bound and abs(losses[2] - 0.5) < bound
@@ -209,31 +341,62 @@ def test_the_clock_reads_the_steps_behind_loss_scaling(layer_class):
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
     model.compile(optimizer, "mse")
     fit(model, callbacks=[kdrop.StepClock()])
-    assert drop.draws.count() == 8
+    assert drop.draw_count == 8
 
 
 @every_base
 def test_clock_in_a_custom_loop(layer_class):
     drop = layer_class(0.5, seed=1, name="drop")
     model = keras.Sequential([keras.Input((64,)), drop])
-    optimizer = keras.optimizers.SGD()
-    kdrop.StepClock().start(model, optimizer)
     scale = tf.Variable(tf.ones((8, 64)))
 
-    @tf.function
     def step():
-        with tf.GradientTape() as tape:
+        with kdrop.StepClock().start(model), tf.GradientTape() as tape:
             # The gradient of x * mask * x is 2 * x * mask only if both masks are one.
             outputs = tf.recompute_grad(lambda x: model(x, training=True) * x)(scale)
-        return outputs, tape.gradient(outputs, scale)
+            return outputs, tape.gradient(outputs, scale)
 
-    masks = []
-    for _ in range(2):
-        outputs, gradient = step()
-        np.testing.assert_allclose(gradient, 2 * outputs)
-        masks.append(outputs.numpy() == 0)
-        optimizer.apply_gradients([(tf.zeros((8, 64)), scale)])
-    assert_independent(*masks)
+    for each in (step, tf.function(step)):
+        masks = []
+        for _ in range(2):
+            outputs, gradient = each()
+            np.testing.assert_allclose(gradient, 2 * outputs)
+            masks.append(outputs.numpy() == 0)
+        assert_independent(*masks)
+    assert drop.draw_count == 4
+    assert_independent(dropped(drop), dropped(drop))
+
+
+@every_base
+def test_clocks_of_two_models_do_not_share_a_trace(layer_class):
+    one, other = (keras.Sequential([layer_class(0.5)]) for _ in range(2))
+    clock, ones = kdrop.StepClock(), tf.ones((8, 64))
+    function = tf.function(lambda x: other(x, training=True))
+    with clock.start(one):
+        assert_independent(function(ones), function(ones))
+    with clock.start(other):
+        np.testing.assert_array_equal(function(ones), function(ones))
+
+
+def test_the_clock_leaves_the_model_s_own_step_and_follows_compile():
+    class Freeze(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.layers[0].trainable = False
+                self.model.compile("sgd", "mse")
+                self.model.make_train_function(force=True)
+                self.weights = self.model.layers[0].get_weights()
+
+    layers = [keras.layers.Dense(4), kdrop.InvertedDropout(0.5), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    model.compile("sgd", "mse")
+    calls, step = [], model.train_step
+    model.train_step = counted = lambda data: calls.append(1) or step(data)
+    freeze = Freeze()
+    fit(model, callbacks=[freeze, kdrop.StepClock()])
+    assert model.train_step is counted and calls
+    np.testing.assert_array_equal(model.layers[0].get_weights()[0], freeze.weights[0])
+    assert layers[1].draw_count == 8
 
 
 @every_base
@@ -284,7 +447,7 @@ graph = serve.graph.as_graph_def()
 ops = {node.op for f in graph.library.function for node in f.node_def}
 assert not any("Random" in op or "Assign" in op for op in ops), ops
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600)
     expected = model.predict(inputs, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), expected, atol=1e-6)
 
@@ -380,10 +543,10 @@ def test_a_noise_shape_that_turns_out_not_to_fit_is_refused(layer_class):
 def test_eight_threads_call_one_layer(layer_class):
     layer = layer_class(0.5, seed=1, name="drop")
     with ThreadPoolExecutor(8) as pool:
-        masks = list(pool.map(lambda _: dropped(layer, (8, 64)), range(64)))
+        masks = list(pool.map(lambda _: dropped(layer, (8, 64)), range(1600)))
     for mask in masks:
         assert_frequency(mask, 0.5)
-    assert layer.draws.count() <= 64
+    assert len({mask.tobytes() for mask in masks}) == layer.draw_count == 1600
 
 
 @every_base

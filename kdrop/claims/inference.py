@@ -35,8 +35,8 @@ def _vote(name, *rivals, **settings) -> Variants:
         shared, rows = stages.once(inputs), tf.range(shape[0])
 
         def suffix(number):
-            names = tf.stack([tf.fill(rows.shape, number), rows], axis=1)
-            return stages.sample(shared, rows, 0, tf.cast(names, "uint32"))
+            names = tf.stack([tf.fill(rows.shape, number), rows, 0 * rows], axis=1)
+            return stages.sample(shared, rows, tf.cast(names, "uint32"))
 
         return tf.map_fn(suffix, tf.range(50), fn_output_signature="float32")
 

@@ -1,88 +1,110 @@
-"""One draw a training step, for calls that are computed twice."""
+"""Reuse one mask per training step, so that recomputed calls see the same mask."""
+
+import contextlib
 
 import keras
-from keras import ops
 
-from kdrop.layers.base import Noise
+from kdrop import backend
+from kdrop.layers.base import drop_layers
 
 
 class StepClock(keras.callbacks.Callback):
-    """Make all calls of a layer within one training step share one draw.
+    """Make all calls of a layer within one training step share one mask.
 
-    A drop layer draws anew at each call. Where the backward pass computes a call again
-    (`keras.remat`, `tf.recompute_grad`), that would be another mask and so a wrong
-    gradient. With this callback the draw is a function of the optimizer's step, and
-    the recomputed mask is the first one:
+    A drop layer draws a new mask at each call. Where the backward pass computes a call
+    again (`keras.remat`, `tf.recompute_grad`), that would be another mask and so a
+    wrong gradient. With this callback a layer draws once in each execution of the
+    model's `train_step`, whatever optimizers there are, and the recomputed mask is the
+    first one:
 
         model.fit(x, y, callbacks=[kdrop.StepClock()])
 
     Outside the training step (in other callbacks, after `fit`, when the model is
-    sampled) each call draws anew as ever. In a custom training loop one line before
-    the step is traced does the same, until `stop(model)`:
+    sampled) each call draws a new mask. In a custom training loop one line inside the
+    step, traced or not, does the same for what it encloses:
 
-        kdrop.StepClock().start(model, optimizer)
+        @tf.function
+        def train_step(x, y):
+            with kdrop.StepClock().start(model):
+                ...
 
-    On JAX, which recomputes a call from the values that it first had, nothing needs
-    to be done, and nothing is.
+    It counts in the layers' own draw counts, so that a resumed run goes on with the
+    masks that it would have drawn. On JAX, which recomputes a call from the values that
+    it first had, nothing needs to be done, and nothing is.
     """
 
     def on_train_begin(self, logs=None):
-        if keras.backend.backend() != "tensorflow":
+        if backend.name() == "tensorflow":
+            self._history = self.model.history
+            self._make()
+
+    def _make(self):
+        """Make the train function of which each step is one of the clock."""
+        model = self.model
+        self._beside, train_step = model.train_function, model.train_step
+
+        def clocked(data):
+            with self.start(model):
+                return train_step(data)
+
+        self._step = clocked
+        with _own_step(model, clocked):
+            model.make_train_function(force=True)
+        self._clocked = model.train_function
+        model.train_function = self._beside
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if backend.name() != "tensorflow":
             return
-        model, started = self.model, False
-        model.make_train_function(force=True)
-        step = model.train_function
+        model = self.model
+        if model.train_function is not self._beside:  # it was compiled meanwhile
+            self._make()
+        plain = self._beside
 
-        def clocked(iterator):
-            nonlocal started
-            if not started:  # only now: another callback may have loaded the draws
-                _align(model, model.optimizer)
-                started = True
-            _bind(model, model.optimizer)
-            try:
-                return step(iterator)
-            finally:
-                self.stop(model)
+        def once(iterator):
+            # For one execution: an interrupted `fit` leaves the model as it was.
+            model.train_function = plain
+            if model.history is not self._history:  # another `fit`
+                return plain(iterator)
+            with _own_step(model, self._step):
+                return self._clocked(iterator)
 
-        model.train_function = clocked
+        model.train_function = once
 
-    def on_train_end(self, logs=None):
-        if keras.backend.backend() == "tensorflow":
-            self.model.make_train_function(force=True)
+    @contextlib.contextmanager
+    def start(self, model):
+        """A context in which each drop layer of the model draws once.
 
-    def start(self, model, optimizer):
-        """Let the optimizer's steps count the draws of the model's drop layers."""
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            raise ValueError(
-                "StepClock counts the steps of a keras.optimizers.Optimizer. "
-                f"Received: optimizer={optimizer!r}"
-            )
-        if keras.backend.backend() == "tensorflow":
-            _align(model, optimizer)
-            _bind(model, optimizer)
-
-    def stop(self, model):
-        """Let each call of the model's drop layers draw anew again."""
-        for layer in _drop_layers(model):
-            layer.draws.clock = None
-
-
-def _align(model, optimizer):
-    for layer in _drop_layers(model):
-        layer.draws.align(int(ops.convert_to_numpy(_steps(optimizer))))
+        Args:
+            model: `keras.Model`, or another layer.
+        """
+        if backend.name() != "tensorflow":
+            yield
+            return
+        draws = [layer.draws for layer in drop_layers(model)]
+        for each in draws:
+            each.advance()
+            each.steps, each.occurrence = each.steps + 1, None
+        # A function that is traced inside shares the draws of these layers. A trace is
+        # of use for the same model alone, and for the same clocks around this one.
+        keys = vars(model).setdefault("_kdrop_clocked", {})
+        key = keys.setdefault(backend.current_key(), backend.apart())
+        try:
+            with backend.traced_apart(key):
+                yield
+        finally:
+            for each in draws:
+                each.steps -= 1
 
 
-def _bind(model, optimizer):
-    steps = _steps(optimizer)
-    for layer in _drop_layers(model):
-        layer.draws.clock = lambda: steps.value
-
-
-def _steps(optimizer):
-    # With loss scaling the steps are the inner optimizer's. Under gradient
-    # accumulation the public `iterations` stands still between two updates.
-    return getattr(optimizer, "inner_optimizer", optimizer)._iterations
-
-
-def _drop_layers(model):
-    return [layer for layer in model._flatten_layers() if isinstance(layer, Noise)]
+@contextlib.contextmanager
+def _own_step(model, step):
+    """Put `step` in the place of a model's `train_step`."""
+    before = vars(model).get("train_step")
+    model.train_step = step
+    try:
+        yield
+    finally:
+        del model.train_step
+        if before is not None:
+            model.train_step = before

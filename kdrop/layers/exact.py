@@ -83,6 +83,8 @@ class ExactDropout(_Units):
 
     def drop(self, inputs, draw, rows):
         units, *inner = self._sizes(inputs.shape)[self.axis % len(inputs.shape) :]
+        if units * math.prod(inner) == 0:
+            return inputs
         kernel = _kernel(units, math.prod(inner))
         return kernels.apply(kernel, inputs, draw, rows, self.noise_shape)
 

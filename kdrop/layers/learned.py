@@ -5,18 +5,23 @@ import numbers
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask
 
 from kdrop import kernels
-from kdrop.layers.base import Noise
+from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
 
 
 def _noise(words_to_noise):
-    """A kernel whose output is float32 noise of its input's shape, without gradient."""
-    return kernels.Kernel(lambda words, draw: words_to_noise(words), _itself, _itself)
+    """A kernel whose output is float32 noise of its input's shape, of gradient 0."""
+    return kernels.Kernel(lambda words, draw: words_to_noise(words), _itself, _zeros)
 
 
 def _itself(inputs, noise, draw):
     return noise
+
+
+def _zeros(inputs, noise, draw):
+    return ops.zeros_like(inputs)
 
 
 def _unit(words):
@@ -46,6 +51,33 @@ def _check_number(name, value, lowest=-math.inf, above=False):
 
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+
+
+def _float_kernel(layer):
+    """The kernel that a layer computes with, in float where it is quantized."""
+    mode = layer.quantization_mode
+    if mode in (None, "float8"):
+        return layer.kernel
+    if mode not in ("int8", "int4"):
+        raise ValueError(
+            "ConcreteDropout has no loss for the weights of layer "
+            f"{layer.name!r}, which are quantized as {mode!r}. Allowed: 'int8', "
+            "'int4', 'float8'."
+        )
+    kernel, scale = layer._kernel, layer.kernel_scale
+    if mode == "int4":
+        kernel = keras.quantizers.unpack_int4(kernel, layer.units, axis=-1)
+    kernel = ops.cast(kernel, scale.dtype)
+    if hasattr(layer, "kernel_zero"):  # each block of inputs has a zero and a scale
+        block = ops.cast(layer.g_idx, "int32")
+        zero = ops.cast(ops.take(layer.kernel_zero, block, axis=0), kernel.dtype)
+        kernel = (kernel - zero) * ops.take(scale, block, axis=0)
+    else:
+        kernel = kernel / scale
+    if layer.lora_enabled:
+        update = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+        kernel = kernel + (layer.lora_alpha / layer.lora_rank) * update
+    return kernel
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -98,6 +130,7 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
                 f"Received: layer={layer!r}"
             )
         super().__init__(layer=layer, seed=seed, **kwargs)
+        self.supports_masking = layer.supports_masking
         self.weight_decay = _check_number("weight_decay", weight_decay, 0)
         self.entropy_weight = _check_number("entropy_weight", entropy_weight, 0)
         self.temperature = _check_number("temperature", temperature, 0, above=True)
@@ -118,12 +151,12 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         return float(ops.convert_to_numpy(ops.sigmoid(self.logit)))
 
     def _regularisation(self, logit):
-        kernel = ops.cast(self.layer.kernel, logit.dtype)
+        kernel = ops.cast(_float_kernel(self.layer), logit.dtype)
         weights = ops.sum(ops.square(kernel)) / ops.sigmoid(-logit)
         # log r = -softplus(-logit): finite at both ends
         entropy = ops.sigmoid(logit) * ops.softplus(-logit)
         entropy = entropy + ops.sigmoid(-logit) * ops.softplus(logit)
-        inputs = self.layer.kernel.shape[-2] * getattr(self.layer, "groups", 1)
+        inputs = kernel.shape[-2] * getattr(self.layer, "groups", 1)
         return self.weight_decay * weights - self.entropy_weight * inputs * entropy
 
     def drop(self, inputs, draw, rows):
@@ -138,7 +171,12 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         return self.layer(kernels.scale(inputs, kept / ops.sigmoid(-self.logit)))
 
     def rest(self, inputs):
-        return self.layer(inputs)
+        if not self.supports_masking and get_keras_mask(inputs) is not None:
+            inputs = ops.copy(inputs)  # without the mask: this layer has warned of it
+        return self.layer(dense_unless_matrix(inputs))
+
+    def compute_mask(self, inputs, previous_mask):
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
@@ -183,6 +221,8 @@ class StandoutDropout(Noise):
     Reference: Ba and Frey, 2013, "Adaptive dropout for training deep neural networks",
     section 3
     """
+
+    quantize = quantized_build = refuse_quantization
 
     def __init__(self, alpha=1.0, beta=0.0, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
@@ -261,6 +301,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
     sections 2.3, 3.1, 3.3 and 3.4
     """
 
+    quantize = quantized_build = refuse_quantization
+
     def __init__(self, units, divergence_weight=1.0, per="unit", seed=None, **kwargs):
         super().__init__(units=units, seed=seed, **kwargs)
         self.divergence_weight = _check_number(
@@ -273,6 +315,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
         self.per = per
 
     def build(self, input_shape):
+        # Dense locks its state when it adds those of LoRA: after the last weight here.
+        rank, self.lora_rank = self.lora_rank, None
         super().build(input_shape)
         inputs = input_shape[-1]
         shapes = {"layer": (), "unit": (inputs, 1), "weight": (inputs, self.units)}
@@ -284,6 +328,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
             autocast=False,
             name="log_alpha",
         )
+        if rank:
+            self.enable_lora(rank, self.lora_alpha)
 
     @property
     def rate(self):
@@ -315,14 +361,12 @@ class VariationalDropout(Noise, keras.layers.Dense):
         return outputs if self.activation is None else self.activation(outputs)
 
     def rest(self, inputs):
-        return keras.layers.Dense.call(self, inputs)
+        return keras.layers.Dense.call(self, dense_unless_matrix(inputs))
 
-    # Dense has files of its own, for its own weights alone.
-    def save_own_variables(self, store):
-        keras.Layer.save_own_variables(self, store)
-
-    def load_own_variables(self, store):
-        keras.Layer.load_own_variables(self, store)
+    @property
+    def variable_serialization_spec(self):
+        # What Dense saves, which merges the weights of LoRA into the kernel.
+        return {None: ["kernel", "bias", "log_alpha"]}
 
     def get_config(self):
         return {

@@ -310,6 +310,9 @@ class TokenDropout(Drop):
                 stacklevel=2,
             )
 
+    def trace_state(self):
+        return {**super().trace_state(), "_rate": self.rate}
+
     def check(self, inputs):
         super().check(inputs)
         tokens = inputs.shape[1]

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kdrop import connections, kernels
-from kdrop.layers.base import Drop
+from kdrop.layers.base import Drop, dense_unless_matrix, refuse_quantization
 
 
 class _Convolution(NamedTuple):
@@ -45,8 +45,10 @@ class _Connections(Drop):
             return self.rest(inputs)
         # The value: a gradient of one's own does not take a variable.
         kernel = ops.reshape(self.kernel, self.kernel.shape)
-        if tuple(rows.shape) == (1, 2):
+        if kernels.is_shared(rows):
             kernel = connections.thin(kernel, draw, rows)
+            outputs = self.product()(inputs, kernel)
+        elif 0 in kernel.shape:
             outputs = self.product()(inputs, kernel)
         else:
             outputs = self.connect(inputs, kernel, draw, rows)
@@ -59,9 +61,9 @@ class _Connections(Drop):
         return connections.each(self.product(), inputs, kernel, draw, rows)
 
     def _thinned_bias(self, outputs, draw, rows):
-        # Words of its own: another salt.
+        # Words of its own: another hash of the name.
         draw = draw + ops.convert_to_tensor([0, 1, 0, 0, 0], dtype=draw.dtype)
-        count = 1 if tuple(rows.shape) == (1, 2) else ops.shape(outputs)[0]
+        count = 1 if kernels.is_shared(rows) else ops.shape(outputs)[0]
         bias = ops.broadcast_to(self.bias, (count, self.bias.shape[0]))
         bias = kernels.apply(kernels.INVERTED, bias, draw, rows)
         inner = (1,) * (len(outputs.shape) - 2)
@@ -107,13 +109,14 @@ class DropConnectDense(keras.layers.Dense, _Connections):
     """
 
     call = Drop.call
+    quantize = quantized_build = refuse_quantization
 
     def __init__(self, units, rate, *args, per_example=True, seed=None, **kwargs):
         own = {"rate": rate, "per_example": per_example, "seed": seed}
         super().__init__(units, *args, **own, **kwargs)
 
     def rest(self, inputs):
-        return super().call(inputs)
+        return super().call(dense_unless_matrix(inputs))
 
     def product(self):
         return ops.matmul
@@ -154,6 +157,7 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
     """
 
     call = Drop.call
+    quantize = quantized_build = refuse_quantization
 
     def __init__(
         self, filters, kernel_size, rate, *args, per_example=True, seed=None, **kwargs
@@ -163,7 +167,7 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
         self.supports_masking = False  # as of Conv2D: a mask would not fit the outputs
 
     def rest(self, inputs):
-        return super().call(inputs)
+        return super().call(dense_unless_matrix(inputs))
 
     def product(self):
         return _Convolution(

@@ -1,0 +1,191 @@
+"""Models of KerasHub, tiny and with random weights, with kdrop's layers in them."""
+
+import os
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import kdrop
+from kdrop.layers.replace import remaining
+
+if os.environ.get("CI_FULL") != "1":
+    pytest.skip("minutes long: CI_FULL=1 runs it", allow_module_level=True)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the packages that it imports
+    keras_hub = pytest.importorskip("keras_hub")
+
+VOCABULARY, STEPS = 11, 6
+TEXT = {
+    "vocabulary_size": VOCABULARY,
+    "num_layers": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 16,
+    "dropout": 0.3,
+}
+HEADS = {"num_heads": 2, "max_sequence_length": STEPS}
+IMAGE = {
+    "image_shape": (8, 8, 3),
+    "patch_size": 4,
+    "num_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "dropout_rate": 0.3,
+    "attention_dropout": 0.3,
+}
+MODELS = {
+    "Bert": {**TEXT, **HEADS},
+    "GPT2": {**TEXT, **HEADS},
+    "Llama": {**TEXT, "num_query_heads": 2, "num_key_value_heads": 1},
+    "Bart": {**TEXT, **HEADS},
+    "GPTNeoX": {**TEXT, **HEADS, "rotary_percentage": 0.5},
+    "Whisper": {
+        **TEXT,
+        "num_heads": 2,
+        "num_mels": 4,
+        "max_encoder_sequence_length": STEPS,
+        "max_decoder_sequence_length": STEPS,
+    },
+    "ViT": {**IMAGE, "mlp_dim": 16},
+    "DeiT": {**IMAGE, "intermediate_dim": 16},
+}
+
+
+def build(name):
+    return getattr(keras_hub.models, f"{name}Backbone")(**MODELS[name])
+
+
+def batch(model, rows=4):
+    """Random inputs of a model: tokens, features, and masks that hide nothing."""
+    random = np.random.default_rng(0)
+
+    def of(tensor):
+        shape = [STEPS if size is None else size for size in tensor.shape[1:]]
+        if "token" in tensor.name:
+            return random.integers(1, VOCABULARY, (rows, *shape)).astype("int32")
+        if "int" in tensor.dtype:
+            return np.full((rows, *shape), "mask" in tensor.name, "int32")
+        return random.normal(size=(rows, *shape)).astype("float32")
+
+    if isinstance(model.input, dict):
+        return {name: of(tensor) for name, tensor in model.input.items()}
+    return of(model.input)
+
+
+def results(outputs):
+    return [np.asarray(x) for x in keras.tree.flatten(outputs)]
+
+
+def assert_equal(outputs, expected):
+    for one, other in zip(results(outputs), results(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def differ(outputs, others):
+    pairs = zip(results(outputs), results(others), strict=True)
+    return any(np.any(one != other) for one, other in pairs)
+
+
+def with_head(backbone):
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(x.shape[1:], dtype=x.dtype, name=x.name), backbone.input
+    )
+    features = keras.tree.flatten(backbone(inputs))[-1]
+    features = features[:, 0]
+    return keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(features))
+
+
+# The head reads one output of some, and KerasHub has weights that no output uses.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
+@pytest.mark.parametrize("name", MODELS)
+def test_backbone(name, in_place, tmp_path):
+    theirs = build(name)
+    inputs = batch(theirs)
+    expected = theirs(inputs)
+    count = len(remaining(theirs))
+    ours = kdrop.replace(theirs, in_place=in_place)
+    assert type(ours) is type(theirs) and (ours is theirs) == in_place
+    assert_equal(ours(inputs), expected)
+    assert count and not remaining(ours)
+    assert len(remaining(theirs)) == (0 if in_place else count)
+    dropouts = [x for x in ours._flatten_layers() if type(x) is kdrop.InvertedDropout]
+    assert len(dropouts) >= count
+    assert differ(kdrop.Sampler(ours)(inputs), expected)
+
+    # It learns, and every one of its drop layers drops that KerasHub calls: not these.
+    unused = "feedforward_dropout" if name == "GPTNeoX" else None
+    dropouts = [layer for layer in dropouts if layer.name != unused]
+    model = with_head(ours)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    before = [x.draws.count() for x in dropouts]
+    model.fit(inputs, np.array([0, 1, 0, 1]), verbose=0)
+    assert all(x.draws.count() > n for x, n in zip(dropouts, before, strict=True))
+    assert differ(ours(inputs), expected)
+
+    # Saved, loaded and replaced again, it samples as it did.
+    path = tmp_path / "model.keras"
+    ours.save(path)
+    again = kdrop.replace(keras.models.load_model(path), in_place=True)
+    again.load_weights(path)
+    assert type(again) is type(theirs) and not remaining(again)
+    assert_equal(again(inputs), ours(inputs))
+    one, other = (kdrop.Sampler(model, seed=1)(inputs) for model in (again, ours))
+    assert_equal(one, other)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sample(name):
+    ours = kdrop.replace(build(name), in_place=True)
+    inputs = batch(ours)
+    samples = kdrop.sample(ours, inputs, passes=3, seed=1, verbose=0)
+    for sample, output in zip(results(samples), results(ours(inputs)), strict=True):
+        assert sample.shape == (3, *output.shape)
+    assert any(np.any(x[0] != x[1]) for x in results(samples))
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "GPTNeoX"])
+def test_generate(name, in_place, tmp_path):
+    def generate(model):
+        inputs = {
+            "token_ids": np.array([[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0]]),
+            "padding_mask": np.array([[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]),
+        }
+        return model.generate(inputs, stop_token_ids=None)["token_ids"]
+
+    kind = getattr(keras_hub.models, f"{name}CausalLM")
+    theirs = kind(backbone=build(name), preprocessor=None)
+    theirs.compile(sampler="greedy")
+    expected = generate(theirs)
+    ours = kdrop.replace(theirs, in_place=in_place)
+    assert type(ours) is kind and not remaining(ours)
+    ours.compile(sampler="greedy")
+    assert_equal(generate(ours), expected)
+    ours.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    loaded.compile(sampler="greedy")
+    assert_equal(generate(loaded), expected)
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
+def test_paths_of_kerashub_are_named(in_place):
+    theirs = keras_hub.models.MiTBackbone(
+        layerwise_depths=[2, 2],
+        num_layers=2,
+        layerwise_num_heads=[1, 2],
+        layerwise_sr_ratios=[2, 1],
+        max_drop_path_rate=0.3,
+        layerwise_patch_sizes=[3, 3],
+        layerwise_strides=[2, 2],
+        image_shape=(16, 16, 3),
+        hidden_dims=[4, 8],
+    )
+    inputs = batch(theirs)
+    expected = theirs(inputs)
+    with pytest.warns(UserWarning, match="does not sample: .*drop_path"):
+        ours = kdrop.replace(theirs, in_place=in_place)
+    assert type(ours) is keras_hub.models.MiTBackbone
+    assert_equal(ours(inputs), expected)
+    assert all("drop_path" in name for name in remaining(ours))
