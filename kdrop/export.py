@@ -5,27 +5,31 @@ import functools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
+from keras import tree
 
-from kdrop import bits, kernels
+from kdrop import backend, kernels
 from kdrop.data import BadInput
-from kdrop.ensemble import MEMORY
-from kdrop.stages import Stages, TensorFlowGraph, stochastic
+from kdrop.ensemble import MEMORY, Passes, Sampler, stateful_layers, warn_of_others
+from kdrop.interface import Interface
+from kdrop.stages import Stages, stochastic
 
 # The model server replays the requests of this file before it says that it is ready:
 # https://www.tensorflow.org/tfx/serving/saved_model_warmup
 PARTIAL = ".partial-"  # begins the names of folders that are being written
+KERAS_FILE = "model.keras"
 WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
@@ -58,7 +62,7 @@ def export(
     history: Mapping[str, Sequence[float]] | None = None,
     draw: Callable[[Path], None] | None = None,
     passes: int = 50,
-    task: str = "classification",
+    task: str | Mapping[str, str] = "classification",
 ) -> Path:
     """Write the model as the next version of `folder`, whole or not at all.
 
@@ -66,7 +70,10 @@ def export(
     then renamed. A version that exists is never touched.
 
     Args:
-        model: A built Keras model with one input. Its outputs become `probabilities`.
+        model: A Keras model that has been built, and called if it is subclassed. One
+            input is served as `inputs`, one output as `probabilities`. Several have a
+            dictionary's keys as names, or in a list those of the layers, or nested ones
+            all keys on the way, joined by `_`.
         folder: The model's folder; the version is made below it, one higher than the
             last.
         labels: Class names in the order of the outputs, for `assets/labels.txt`.
@@ -75,26 +82,30 @@ def export(
         draw: Called with the folder before it appears, to add pictures.
         passes: Sub-networks that the signatures `sample` and `sample_seeded` draw for
             each row; a model without drop layers of kdrop has no such signatures.
-        task: `"classification"` or `"regression"`, as in `kdrop.summarise`.
+        task: `"classification"` or `"regression"`, as in `kdrop.summarise`; of several
+            outputs a mapping from each one's name to its task, or one for all. Outputs
+            that are not numbers for each example are not sampled.
 
     Returns:
         The path of the new version.
 
     Raises:
-        BadInput: If the folder cannot be written.
+        BadInput: If the folder cannot be written, or the model cannot be exported.
+        ValueError: If `model` is no model, or has not been built.
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
+    backend.input_structure(model)  # raises before anything is written
     folder = Path(folder)
     check_writable(folder)
     _sweep(folder)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
-        _write_saved_model(model, partial, passes, task)
+        _write_model(model, partial, passes, task, folder.name)
         (partial / "assets").mkdir(exist_ok=True)
         (partial / "assets" / "labels.txt").write_text(
             "".join(f"{label}\n" for label in labels)
         )
-        _write_warm_up(model, partial / WARM_UP, folder.name)
-        model.save(partial / "model.keras")
         (partial / "experiment.json").write_text(
             _json({**(record or {}), "made_with": _made_with()})
         )
@@ -117,29 +128,70 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def _write_saved_model(model, path: Path, passes: int, task: str) -> None:
-    if keras.backend.backend() != "tensorflow":
-        _write_on_tensorflow(model, path, passes, task)
-        return
-    shape, dtype = model.inputs[0].shape, model.inputs[0].dtype
-    inputs = tf.TensorSpec((None, *shape[1:]), dtype, name="inputs")
-    seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
+def _write_model(model, path: Path, *settings) -> None:
+    """Write the Keras file and the SavedModel.
+
+    Raises:
+        BadInput: If the model cannot be saved or traced.
+    """
+    try:
+        model.save(path / KERAS_FILE)
+        if keras.backend.backend() == "tensorflow":
+            _write_saved_model(model, path, *settings)
+        else:
+            _write_on_tensorflow(model, path, *settings)
+    except (BadInput, OSError):
+        raise
+    except Exception as error:  # whatever the model's layers raise
+        sentence = f"model {model.name!r} cannot be exported: {_sentence(error)}"
+        raise BadInput(sentence) from error
+
+
+def _sentence(error: Exception) -> str:
+    """One line of an error message, without what Keras and AutoGraph put around it."""
+    message = str(
+        error.args[0] if isinstance(error, KeyError) and error.args else error
+    )
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message).split("Arguments received by")[0]
+    lines = [
+        x.strip() for x in message.splitlines() if not x.startswith("Exception enc")
+    ]
+    lines = [line for line in lines if line] or ["no reason"]
+    line = f"{type(error).__name__}: {lines[0]}"
+    if lines[0] == "in user code:":  # a traceback, which ends with the error
+        line = lines[-1]
+    return textwrap.shorten(line, 300, placeholder=" ...")
+
+
+def _write_saved_model(model, path: Path, passes: int, task, name: str) -> None:
+    if any(isinstance(layer, Sampler) for layer in backend.layers_of(model)):
+        raise BadInput(
+            f"{model.name!r} holds a Sampler, which drops at each call: export the "
+            "model itself, which has a signature `sample` besides"
+        )
+    interface = Interface(model)
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint(
+    serve = archive.add_endpoint(
         "serve",
-        _plain(lambda inputs: {"probabilities": model(inputs, training=False)}),
-        input_signature=[inputs],
+        _plain(interface.serve),
+        input_signature=[interface.inputs],
     )
-    if stochastic(model):
-        seeded = _sample_seeded(model, passes, task, [inputs, seeds])
-        archive.add_endpoint(
+    outputs = serve.get_concrete_function().structured_outputs
+    sampled = stochastic(model) and not stateful_layers(model)
+    tasks = interface.sampled(outputs, task) if sampled else {}
+    warm = {"serving_default": serve}
+    if tasks:
+        warn_of_others(model)
+        seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
+        warm["sample"] = archive.add_endpoint(
             "sample",
-            lambda inputs: seeded(inputs, _fresh_seeds(inputs)),
-            input_signature=[inputs],
+            lambda inputs: seeded(inputs, _fresh_seeds(tree.flatten(inputs)[0])),
+            input_signature=[interface.inputs],
         )
         archive.add_endpoint("sample_seeded", seeded)
     archive.write_out(str(path), verbose=False)
+    _write_warm_up(warm, interface, path / WARM_UP, name)
 
 
 def _plain(function):
@@ -149,25 +201,49 @@ def _plain(function):
     def call(*args):
         token = kernels.plain.set(True)
         try:
-            return function(*args)
+            with backend.traced_apart(backend.apart()):
+                return function(*args)
         finally:
             kernels.plain.reset(token)
 
     return call
 
 
-def _sample_seeded(model, passes, task, signature):
+def _sample_seeded(interface, passes, tasks, several):
     """The endpoint `sample_seeded`."""
-    stages = Stages(model)
-    inputs = signature[0]
-    shared = stages.once(tf.zeros([n or 1 for n in inputs.shape], inputs.dtype))
-    row = tf.range(1), tf.zeros((), tf.uint32), tf.zeros((1, 2), tf.uint32)
-    rows = MEMORY // TensorFlowGraph(stages.sample).row_bytes(shared, *row)
+    if isinstance(interface.inputs, dict) and "seeds" in interface.inputs:
+        raise BadInput("a model with drop layers must not have an input named seeds")
 
-    @tf.function(input_signature=signature, autograph=False)
+    stages, most = Stages(interface.call), 1  # a pass at a time, of all rows
+    if not interface.batch_size:
+        example = interface.pack(_zeros(interface))
+        try:
+            stacked = Passes(interface.call, example)
+            stages, most = stacked.stages, stacked.most(stacked.once(example), MEMORY)
+        except (ValueError, tf.errors.OpError):
+            # Sizes of 1 in place of unknown ones may be too small for the model.
+            stages.go_one_by_one()
+
+    def sample(*arguments):
+        outputs = interface.name(stages.sample(*arguments))
+        return {name: tf.cast(outputs[name], tf.float32) for name in tasks}
+
+    seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
+
+    @tf.function(input_signature=[interface.inputs, seeds], autograph=False)
     @_plain
     def seeded(inputs, seeds):
-        return _summary(_samples(stages, passes, rows, inputs, seeds), task)
+        shared = stages.once(interface.pack(inputs))
+        rows = tf.shape(tree.flatten(inputs)[0])[0]
+        tf.debugging.assert_equal(
+            tf.size(seeds), rows, "seeds must be one for each row"
+        )
+        samples = _samples(sample, tasks, shared, passes, most, seeds)
+        return {
+            f"{name}_{key}" if several else key: values
+            for name, task in tasks.items()
+            for key, values in _summary(samples[name], task).items()
+        }
 
     return seeded
 
@@ -209,66 +285,88 @@ def _summary(samples, task):
     return answer
 
 
-def _samples(stages, passes, most, inputs, seeds):
-    """Tensor `(passes, batch, ...)`: as many passes at a time as `most` rows hold.
+def _samples(sample, tasks, shared, passes, most, seeds):
+    """Tensors `(passes, batch, ...)`: as many passes at a time as `most` rows hold.
 
     The rows of the masks are named by the seeds and the passes alone, so that a row's
     samples do not depend on the requests that a server batches with it.
     """
-    shared, batch = stages.once(inputs), tf.shape(inputs)[0]
+    batch = tf.size(seeds)
     low, high = tf.unstack(tf.bitcast(seeds, tf.uint32), axis=-1)
-    places, seed = tf.range(batch), tf.zeros((), tf.uint32)
+    places = tf.range(batch)
     chunks = -(-passes // tf.clip_by_value(most // tf.maximum(batch, 1), 1, passes))
     together = -(-passes // chunks)
 
     def some(first):
         numbers = tf.repeat(tf.range(first, first + together), batch)
-        key = tf.cast(numbers, tf.uint32), tf.zeros_like(numbers, tf.uint32)
-        counter = tf.tile(low, [together]), tf.tile(high, [together])
-        rows = tf.stack(bits.threefry(key, counter), axis=1)
-        outputs = stages.sample(shared, tf.tile(places, [together]), seed, rows)
-        return tf.cast(outputs, tf.float32)
+        # As `kdrop.sample` names the only example of a batch, under the row's own seed.
+        named = tf.cast(numbers, tf.uint32), tf.tile(high, [together])
+        rows = tf.stack([*named, tf.tile(low, [together])], axis=1)
+        return sample(shared, tf.tile(places, [together]), rows)
+
+    def apart(samples):
+        # `-1` would hide an output whose rows are not those of the batch.
+        sizes = [chunks * together, batch], tf.shape(samples)[2:]
+        return tf.reshape(samples, tf.concat(sizes, axis=0))[:passes]
 
     samples = tf.map_fn(
         some,
         together * tf.range(chunks),
-        fn_output_signature=tf.float32,
+        fn_output_signature=dict.fromkeys(tasks, tf.float32),
         parallel_iterations=1,
     )
-    return tf.reshape(samples, (-1, batch, *samples.shape[2:]))[:passes]
+    return tree.map_structure(apart, samples)
 
 
-def _write_on_tensorflow(model, path: Path, passes: int, task: str) -> None:
-    """The same by a process of the TensorFlow backend, to which the model goes."""
-    file = path / "model.keras"
-    model.save(file)
-    places = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]
+def _write_on_tensorflow(model, path: Path, passes: int, task, name: str) -> None:
+    """The same by a process of the TensorFlow backend, which loads the Keras file."""
+    places = [str(Path(__file__).parent.parent), *sys.path]  # of the model's classes
     # The accelerators belong to this process, and tracing needs none.
     variables = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, places))
-    found = subprocess.run(
-        [sys.executable, "-m", "kdrop.export", file, path, str(passes), task],
+    settings = [int(passes), dict(task) if isinstance(task, Mapping) else task, name]
+    arguments = [path, json.dumps(settings), *backend.custom_classes(model)]
+    process = subprocess.run(
+        [sys.executable, "-m", "kdrop.export", *arguments],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
-    if found.returncode:
-        raise RuntimeError(f"The TensorFlow backend did not export: {found.stderr}")
+    if process.returncode:
+        reason = (process.stderr.splitlines() or ["the process ended"])[-1]
+        raise BadInput(f"model {model.name!r} cannot be exported: {reason}")
 
 
-def _write_warm_up(model: keras.Model, path: Path, name: str) -> None:
+def _zeros(interface):
+    """As many examples as the model is built for, or one: of zeros or empty strings."""
+    rows = interface.batch_size or 1
+    return tree.map_structure(
+        lambda x: tf.zeros([rows, *(n or 1 for n in x.shape[1:])], x.dtype),
+        interface.inputs,
+    )
+
+
+def _write_warm_up(functions, interface, path: Path, name: str) -> None:
+    """Write a request for each signature, or no file if the model fails on one."""
     from tensorflow_serving.apis import prediction_log_pb2
 
-    shape = (1, *model.inputs[0].shape[1:])
-    zeros = tf.make_tensor_proto(np.zeros(shape, model.inputs[0].dtype))
+    logs = []
+    for signature, function in functions.items():
+        zeros = _zeros(interface)
+        try:
+            function(zeros)
+        except tf.errors.OpError:
+            return
+        log = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
+        request = log.predict_log.request
+        request.model_spec.name = name
+        request.model_spec.signature_name = signature
+        for key, x in (zeros if isinstance(zeros, dict) else {"inputs": zeros}).items():
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(x.numpy()))
+        logs.append(log)
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature in ["serving_default", *["sample"] * bool(stochastic(model))]:
-            log = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
-            request = log.predict_log.request
-            request.model_spec.name = name
-            request.model_spec.signature_name = signature
-            request.inputs["inputs"].CopyFrom(zeros)
+        for log in logs:
             writer.write(log.SerializeToString())  # ty: ignore[missing-attribute]
 
 
@@ -325,6 +423,9 @@ def _commit() -> str | None:
 
 
 if __name__ == "__main__":  # as `_write_on_tensorflow` calls it
-    file, folder, passes, task = sys.argv[1:]
-    trained = keras.models.load_model(file, compile=False)
-    _write_saved_model(trained, Path(folder), int(passes), task)
+    folder, settings, *classes = sys.argv[1:]
+    try:
+        trained = backend.load_called(Path(folder, KERAS_FILE), classes)
+        _write_saved_model(trained, Path(folder), *json.loads(settings))
+    except Exception as error:
+        sys.exit(str(error) if isinstance(error, BadInput) else _sentence(error))

@@ -65,7 +65,7 @@ class Servable:
             outputs = self.loaded.signatures[signature](**tensors)
         except tf.errors.InvalidArgumentError as error:
             raise InvalidInput(error.message.splitlines()[0]) from None
-        return {name: _wide(output).numpy() for name, output in outputs.items()}
+        return {name: _readable(name, output) for name, output in outputs.items()}
 
 
 def describe(specs: Specs) -> list[dict[str, object]]:
@@ -105,6 +105,12 @@ def answer_v1(servable: Servable, request: object) -> dict[str, object]:
         columns = {name: [row[name] for row in rows] for name in specs}
     arrays = {name: _array(name, spec, columns[name]) for name, spec in specs.items()}
     outputs = servable.run(signature, _fitting(specs, arrays))
+    for name, output in outputs.items():
+        if output.shape[:1] != (len(rows),):
+            raise InvalidInput(
+                f"output {name} has shape {output.shape} and no row for each instance; "
+                "the V2 protocol answers it"
+            )
     if len(outputs) == 1:
         (predictions,) = (output.tolist() for output in outputs.values())
     else:
@@ -134,7 +140,7 @@ def answer_v2(servable: Servable, request: InferRequest) -> InferResponse:
                 raise ValueError
         except (ValueError, OverflowError):
             raise InvalidInput(
-                f"{name} holds {array.size} numbers, which do not fill the shape "
+                f"{name} holds {array.size} values, which do not fill the shape "
                 f"{reprlib.repr(given.shape)}"
             ) from None
     outputs = servable.run(signature, _fitting(specs, arrays))
@@ -158,10 +164,11 @@ def answer_v2(servable: Servable, request: InferRequest) -> InferResponse:
 
 
 def _array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
-    """Numbers as they came out of JSON, none of them changed by a conversion."""
+    """Values as they came out of JSON, none of them changed by a conversion."""
     found = np.array(values, dtype=object)
     dtype = spec.dtype
     wanted = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
+    wanted = {str} if dtype == tf.string else wanted
     strange = {type(value) for value in found.ravel().tolist()} - wanted
     if strange:
         raise InvalidInput(
@@ -169,6 +176,8 @@ def _array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
             f"{' or '.join(sorted(kind.__name__ for kind in wanted))}, in lists of "
             "equal length"
         )
+    if dtype == tf.string:
+        return _mapped(name, str.encode, found)
     try:
         with np.errstate(over="ignore"):  # infinite then, and told below
             array = found.astype(dtype.as_numpy_dtype)
@@ -191,13 +200,26 @@ def _fitting(specs: Specs, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
     return arrays
 
 
-def _wide(tensor):
+def _mapped(name: str, function, array: np.ndarray) -> np.ndarray:
+    """An object array with each string encoded, or each one decoded."""
+    try:
+        texts = [function(text) for text in array.ravel().tolist()]
+    except UnicodeError:
+        raise InvalidInput(f"{name} holds text that is not valid UTF-8") from None
+    return np.array(texts, dtype=object).reshape(array.shape)
+
+
+def _readable(name: str, tensor: tf.Tensor) -> np.ndarray:
     # Neither protocol has a JSON form for narrower floats.
-    narrow = tensor.dtype.is_floating and tensor.dtype.size < 4
-    return tf.cast(tensor, tf.float32) if narrow else tensor
+    if tensor.dtype.is_floating and tensor.dtype.size < 4:
+        tensor = tf.cast(tensor, tf.float32)
+    array = np.asarray(tensor.numpy())
+    return _mapped(name, bytes.decode, array) if tensor.dtype == tf.string else array
 
 
 def _v2_type(dtype: tf.DType) -> str:
+    if dtype == tf.string:
+        return "BYTES"
     if dtype.is_floating:
         return f"FP{8 * max(4, dtype.size)}"
     return dtype.name.upper()

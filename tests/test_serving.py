@@ -45,6 +45,28 @@ def spiral(folder, seed=0):
     return export(keras.Sequential([keras.Input((2,)), *layers]), folder, labels=LABELS)
 
 
+def mixed(folder):
+    """A model of text, an integer and a truth value, that answers with text too."""
+    keras.utils.set_random_seed(0)
+    words = keras.layers.TextVectorization(output_sequence_length=4)
+    words.adapt(["red fish", "blue"])
+    inputs = {
+        "text": keras.Input((1,), dtype="string", name="text"),
+        "age": keras.Input((1,), dtype="int32", name="age"),
+        "new": keras.Input((1,), dtype="bool", name="new"),
+    }
+    numbers = [words(inputs["text"]), inputs["age"], inputs["new"]]
+    numbers = [keras.ops.cast(each, "float32") for each in numbers]
+    joined = keras.layers.Concatenate()(numbers)
+    joined = kdrop.InvertedDropout(0.5, seed=1, name="drop")(joined)
+    color = keras.layers.Dense(3, activation="softmax")(joined)
+    name = keras.layers.StringLookup(
+        vocabulary=list(LABELS), oov_token="ü", invert=True
+    )
+    outputs = {"color": color, "name": name(keras.ops.argmax(color, axis=-1) + 1)}
+    return export(keras.Model(inputs, outputs), folder, passes=5)
+
+
 class Sampling(tf.Module):
     """As a signature that samples: several inputs and outputs, and time to pass."""
 
@@ -59,6 +81,14 @@ class Sampling(tf.Module):
         return {"mean": summed + tf.cast(seeds, tf.float32), "std": inputs / 2}
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32)])
+    def total(self, inputs):
+        return {"total": tf.reduce_sum(inputs)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32)])
+    def raw(self, inputs):
+        return {"raw": tf.repeat(tf.constant(b"\xff"), tf.size(inputs))}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32)])
     def wait(self, rounds):
         def slower(number):
             return number + tf.cast(tf.sin(tf.cast(number, tf.float32)) < 2, tf.int32)
@@ -70,6 +100,7 @@ class Sampling(tf.Module):
 def sampling(path):
     module = Sampling()
     signatures = {"serving_default": module.wait, "sample_seeded": module.sample}
+    signatures |= {"total": module.total, "raw": module.raw}
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 
@@ -82,14 +113,14 @@ def running(folder, log, port=0):
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file)
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while "http://" not in log.read_text():
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         address = log.read_text().split("at http://")[1].split()[0]
         transport = httpx.HTTPTransport(retries=50)  # of connecting
         with httpx.Client(
-            base_url=f"http://{address}", transport=transport, timeout=60
+            base_url=f"http://{address}", transport=transport, timeout=600
         ) as client:
             assert client.get("/v2/health/ready").json() == {"ready": True}
             yield process, client
@@ -104,6 +135,7 @@ def folder(tmp_path_factory):
     spiral(folder / "spiral")
     spiral(folder / "spiral" / ".partial-9")  # what a stopped export leaves
     sampling(folder / "sampling" / "3")
+    mixed(folder / "mixed")
     return folder
 
 
@@ -179,6 +211,79 @@ def test_several_inputs_and_outputs_are_objects(client):
     }
 
 
+TEXTS = ["Red fish!", "", "blau \u2713 \0"]
+MIXED = {"text": TEXTS, "age": [7, 0, -3], "new": [True, False, True]}
+
+
+def mixed_answer(folder, signature="serve", **more):
+    loaded = tf.saved_model.load(str(folder / "mixed" / "1")).signatures[signature]
+    columns = {name: np.reshape(MIXED[name], (3, 1)) for name in ("age", "new")}
+    columns["age"] = columns["age"].astype("int32")
+    columns["text"] = np.array(TEXTS, dtype=object)[:, None]
+    answer = loaded(**{k: tf.constant(x) for k, x in {**columns, **more}.items()})
+    return {name: output.numpy() for name, output in answer.items()}
+
+
+def test_v1_takes_and_answers_text_numbers_and_truth_values(client, folder):
+    url = "/v1/models/mixed:predict"
+    rows = [{name: [MIXED[name][row]] for name in MIXED} for row in range(3)]
+    predictions = client.post(url, json={"instances": rows}).json()["predictions"]
+    expected = mixed_answer(folder)
+    for row, color, name in zip(
+        predictions, expected["color"], expected["name"], strict=True
+    ):
+        np.testing.assert_allclose(row["color"], color, rtol=1e-5)
+        assert row["name"] == name.decode() in LABELS
+        assert set(row) == {"color", "name"}
+    for number, row in enumerate(rows):
+        row["seeds"] = number
+    request = {"signature_name": "sample_seeded", "instances": rows}
+    predictions = client.post(url, json=request).json()["predictions"]
+    sampled = mixed_answer(folder, "sample_seeded", seeds=np.arange(3))
+    assert sampled["color_std"].max() > 0.01
+    for number, row in enumerate(predictions):
+        assert set(row) == {
+            f"color_{x}" for x in ("mean", "std", "entropy", "mutual_information")
+        }
+        for name, values in row.items():
+            np.testing.assert_allclose(values, sampled[name][number], atol=1e-6)
+
+
+def test_v2_takes_and_answers_text_numbers_and_truth_values(client, folder):
+    url, types = (
+        "/v2/models/mixed/infer",
+        {"text": "BYTES", "age": "INT32", "new": "BOOL"},
+    )
+    inputs = [tensor(MIXED[name], [3, 1], types[name], name) for name in types]
+    expected = mixed_answer(folder)
+    answer = client.post(url, json={"inputs": inputs}).json()
+    tensors = {output["name"]: output for output in answer["outputs"]}
+    assert {name: x["datatype"] for name, x in tensors.items()} == {
+        "color": "FP32",
+        "name": "BYTES",
+    }
+    color = np.reshape(tensors["color"]["data"], tensors["color"]["shape"])
+    np.testing.assert_allclose(color, expected["color"], rtol=1e-5)
+    assert tensors["name"]["data"] == [name.decode() for name in expected["name"]]
+    described = client.get("/v2/models/mixed").json()
+    declared = {
+        each["name"]: (each["datatype"], each["shape"]) for each in described["inputs"]
+    }
+    assert declared == {name: (datatype, [-1, 1]) for name, datatype in types.items()}
+    # Text as bytes behind the JSON, each with its length before it.
+    raw = b"".join(
+        len(text).to_bytes(4, "little") + text for text in map(str.encode, TEXTS)
+    )
+    inputs[0] = tensor(None, [3, 1], "BYTES", "text")
+    del inputs[0]["data"]
+    inputs[0]["parameters"] = {"binary_data_size": len(raw)}
+    head = json.dumps({"inputs": inputs}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    headers["content-type"] = "application/octet-stream"
+    binary = client.post(url, content=head + raw, headers=headers).json()
+    assert binary["outputs"] == answer["outputs"]
+
+
 def test_health_and_metrics(client):
     assert client.get("/v2/models/spiral/ready").json()["ready"]
     models = client.get("/v1/models").json()["models"]
@@ -218,6 +323,32 @@ BAD = {
             {"inputs": [1, 2], "seeds": 2**70},
             {"inputs": [1, 2], "seeds": [1]},
             {"inputs": [1, 2], "seeds": 1, "more": 1},
+        )
+    ]
+    + [{"signature_name": x, "instances": [1, 2]} for x in ("total", "raw")],
+    "/v1/models/mixed:predict": [
+        {"instances": [{"text": ["a"], "age": [1], "new": [True], **row}]}
+        for row in (
+            *({"text": [x]} for x in (1, None, True, ["a"], {"b64": "YQ=="})),
+            *({"age": [x]} for x in ("1", 1.5, True, None)),
+            *({"new": [x]} for x in (1, "true", None)),
+            *({"text": "a"}, {"other": 1}),
+        )
+    ]
+    + [b'{"instances": [{"text": ["\\ud800"], "age": [1], "new": [true]}]}'],
+    "/v2/models/mixed/infer": [
+        {
+            "inputs": [
+                tensor(text, shape, datatype, "text"),
+                tensor([1], [1, 1], "INT32", "age"),
+                tensor([True], [1, 1], "BOOL", "new"),
+            ]
+        }
+        for text, shape, datatype in (
+            (["a"], [1, 1], "STRING"),
+            (["a"], [1, 2], "BYTES"),
+            ([1], [1, 1], "BYTES"),
+            (["a", "b"], [2, 1], "BYTES"),
         )
     ],
     V2: [
@@ -288,7 +419,7 @@ def test_no_request_of_many_at_once_is_lost_or_mistaken(client, folder, request)
         assert sorted(pool.map(ask, range(len(points)))) == list(range(len(points)))
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -302,7 +433,7 @@ def test_a_server_that_is_killed_under_load_comes_back(serving, folder, tmp_path
     right, lost, stop = [], [], threading.Event()
 
     def ask(url):
-        with httpx.Client(timeout=60) as client:
+        with httpx.Client(timeout=600) as client:
             while not stop.is_set():
                 try:
                     told = client.post(url, json=rows).json()["predictions"]
