@@ -421,8 +421,9 @@ def test_a_rate_is_not_set_inside_a_traced_step(layer_class):
     with pytest.raises(RuntimeError, match="cannot be set inside.*RateSchedule"):
         fit(model)
     assert drop.rate == 0.5
-    drop.rate = 0.3
-    assert drop.rate == 0.3
+    if BACKEND == "tensorflow":  # on JAX, `fit` takes the state out of the model
+        drop.rate = 0.3
+        assert drop.rate == 0.3
 
 
 @every_layer
