@@ -39,8 +39,9 @@ class Sampler(keras.Model):
     Args:
         model: The `keras.Model` to sample. Its weights are shared, not copied.
         seed: Integer in [0, 2^32): each call, and `predict` as a whole, gives pass 0
-            of `kdrop.sample` with this seed. `None`: the layers draw from their own
-            seeds, and each call is another pass.
+            of `kdrop.sample` with this seed. In a traced function of your own, models
+            that `kdrop.sample` has to compute example by example are refused. `None`:
+            the layers draw from their own seeds, and each call is another pass.
 
     Input and output shapes: the model's.
 

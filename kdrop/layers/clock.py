@@ -75,6 +75,8 @@ class StepClock(keras.callbacks.Callback):
     def start(self, model):
         """A context in which each drop layer of the model draws once.
 
+        It is for one step: enter it anew in each.
+
         Args:
             model: `keras.Model`, or another layer.
         """
