@@ -39,10 +39,10 @@ try:
     import tyro
     from rich.console import Console
 
-    from kdrop import devices
-    from kdrop.comparison import compare
-    from kdrop.data import BadInput
-    from kdrop.experiment import DEFAULTS, Experiment
+    from kdrop.errors import UserError
+    from kdrop.training import devices
+    from kdrop.training.comparison import compare
+    from kdrop.training.experiment import DEFAULTS, Experiment
 except ModuleNotFoundError as error:
     os.dup2(terminal, 2)
     print(f"train.py: {error}: pip install '.[train]'", file=sys.stderr)
@@ -147,20 +147,20 @@ def read() -> Command:
     sentence = sentence.removeprefix("Error parsing ").rstrip(".")
     if meant := re.search(r"Perhaps you meant:\s+(--[\w-]+)", text):
         sentence += f": did you mean {meant[1]}?"
-    raise BadInput(sentence)
+    raise UserError(sentence)
 
 
 def spread(command: Command) -> devices.Devices:
     """The devices that the command asks for, on the backend that carries them."""
     if keras.backend.backend() == "tensorflow":
         if (command.processes or 1) > 1 or command.coordinator:
-            raise BadInput(
+            raise UserError(
                 "several processes take the JAX backend: KERAS_BACKEND=jax python "
                 "train.py --processes N --process-id I --coordinator HOST:PORT"
             )
         return devices.replicas(command.replicas)
     if command.replicas is not None:
-        raise BadInput(
+        raise UserError(
             "--replicas is for the TensorFlow backend: JAX takes all devices."
         )
     return devices.join(
@@ -190,7 +190,7 @@ def main() -> int:
     except ModuleNotFoundError as error:  # of those that are imported late
         print(f"train.py: {error}: pip install '.[train]'", file=sys.stderr)
         return 2
-    except BadInput as error:
+    except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, say

@@ -3,7 +3,8 @@
 # First: it refuses other backends of Keras than ours.
 from kdrop import backend as backend
 from kdrop import models, schedules
-from kdrop.ensemble import Sampler, sample, subnetworks
+from kdrop.ensemble.sampling import Sampler, sample, subnetworks
+from kdrop.ensemble.uncertainty import summarise
 from kdrop.layers import (
     AlphaDropout,
     ConcreteDropout,
@@ -28,9 +29,8 @@ from kdrop.layers import (
 )
 from kdrop.layers.base import drop_layers
 from kdrop.layers.clock import StepClock
+from kdrop.layers.rate_schedule import RateSchedule
 from kdrop.layers.replace import replace
-from kdrop.schedules import RateSchedule
-from kdrop.votes import summarise
 
 __version__ = "0.1.0"
 __all__ = [

@@ -10,13 +10,9 @@ Rates lie in [0, 1): all functions here raise `ValueError` for one that does not
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
-
-import keras
-
-from kdrop import backend
 
 Schedule = Callable[[float], float]
 
@@ -116,90 +112,3 @@ def over_depth(rate: float, layers: int) -> list[float]:
     if not isinstance(layers, Integral) or isinstance(layers, bool) or layers < 1:
         raise ValueError(f"`layers` must be an integer above 0. Received: {layers!r}")
     return [rate * place / layers for place in range(1, layers + 1)]
-
-
-class RateSchedule(keras.callbacks.Callback):
-    """Set the rate of a model's drop layers before each step or epoch of `fit`.
-
-    Progress is 0.0 in the first step (or epoch) and 1.0 in the last, as numbered by
-    `epochs`; where there is one alone it is 0.0. So `fit(initial_epoch=...)` and
-    `keras.callbacks.BackupAndRestore` continue the schedule. The steps of one execution
-    (`steps_per_execution`) share the rate of its first step, and progress is 1.0 in the
-    last execution. After training the last rate stays. `history.history["rate"]` holds
-    the rate at the end of each epoch, of several schedules that of the last; callbacks
-    that read it from the logs come after this one.
-
-    Args:
-        schedule: Function from progress in [0, 1] to the rate of all the layers.
-        layers: The layers to set; all drop layers of the model if `None`.
-        by: "step" or "epoch". On JAX each change costs a copy of the model's state.
-
-    Raises:
-        ValueError: If an argument is not as said; in `fit`, if there is no layer to
-            set, or `by="step"` and the number of steps in an epoch is unknown.
-    """
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        layers: Iterable[Any] | None = None,
-        by: str = "step",
-    ):
-        super().__init__()
-        if not callable(schedule):
-            raise ValueError(
-                "`schedule` must be a function from progress to rate. "
-                f"Received: schedule={schedule!r}"
-            )
-        if by not in ("step", "epoch"):
-            raise ValueError(f"`by` must be 'step' or 'epoch'. Received: by={by!r}")
-        self.schedule = schedule
-        self.layers = None if layers is None else list(layers)
-        self.by = by
-
-    def on_train_begin(self, logs=None):
-        params: Any = self.params
-        self._steps, self._epochs = params.get("steps"), params["epochs"]
-        if self.by == "step" and not self._steps:
-            raise ValueError(
-                "RateSchedule cannot know how many steps an epoch of this data set "
-                "has: give `steps_per_epoch` to `fit`, or take by='epoch'."
-            )
-        found: Any = self.layers
-        if found is None:
-            found = [layer for layer in backend.layers_of(self.model) if drops(layer)]
-        if not found:
-            raise ValueError(
-                f"RateSchedule found no drop layer of kdrop in {self.model.name!r}."
-            )
-        self._found = found
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        if self.by == "epoch":
-            self._set(epoch, self._epochs - 1)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.by == "step":
-            together: Any = self.model.steps_per_execution
-            last = self._steps - 1 - (self._steps - 1) % together
-            before_last = (self._epochs - 1) * self._steps
-            self._set(self._epoch * self._steps + batch, before_last + last)
-
-    def on_epoch_end(self, epoch, logs: Any = None):
-        logs["rate"] = self._found[0].rate
-
-    def _set(self, number, last):
-        rate = self.schedule(number / last if last else 0.0)
-        changed = [layer for layer in self._found if layer.rate != rate]
-        if changed and keras.backend.backend() == "jax":
-            # Within an epoch the variables are empty, the state lies outside of them.
-            self.model.jax_state_sync()
-        for layer in changed:
-            layer.rate = rate
-
-
-def drops(layer: Any) -> bool:
-    """Whether a layer draws masks at a rate that can be set."""
-    rate = getattr(type(layer), "rate", None)
-    return hasattr(layer, "draws") and getattr(rate, "fset", None) is not None

@@ -1,5 +1,9 @@
 import os
+import sys
 from pathlib import Path
+
+# For benchmarks, studies and examples. Last: the tests are to import the installed kdrop.
+sys.path.append(str(Path(__file__).parent.parent))
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -18,14 +22,14 @@ EVERYWHERE = {
         "processes",
         "sampling",
         "schedules",
-        "votes",
+        "uncertainty",
     )
 }
 if os.environ.get("CI_FULL") == "1":
     EVERYWHERE.add("test_replace.py")  # minutes long
 if keras.backend.backend() != "tensorflow":
-    tests = Path(__file__).parent.glob("test_*.py")
-    collect_ignore = [path.name for path in tests if path.name not in EVERYWHERE]
+    tests = Path(__file__).parent.rglob("test_*.py")
+    collect_ignore = [str(path) for path in tests if path.name not in EVERYWHERE]
 
 # Two devices on any machine, before TensorFlow starts: for `MirroredStrategy`.
 _CPU = tf.config.list_physical_devices("CPU")[0]

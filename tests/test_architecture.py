@@ -8,25 +8,30 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "kdrop"
-GROUPS = [
-    {"backend", "reference", "bits", "votes", "watch"},
-    {"kernels"},
-    {"connections"},
-    {"layers", "schedules"},
-    {"stages"},
-    {"ensemble", "models", "data", "plots"},
-    {"devices", "figures", "interface", "pipeline", "progress", "voting"},
-    {"experiment", "export"},
-    {"servable"},
-    {"comparison", "studies", "serving", "claims", "scaling"},
-    {"benchmark"},
+ROOT = Path(__file__).parent.parent
+# Each part may import from the parts before it, and from itself.
+FLOORS = [
+    {"kdrop.errors", "kdrop.backend", "kdrop.schedules"},
+    {"kdrop.masks"},
+    {"kdrop.layers"},
+    {"kdrop.models", "kdrop.ensemble"},
+    {"kdrop.serving"},
+    {"kdrop.training"},
+    {"train", "examples"},
+    {"benchmarks"},
+    {"studies"},
 ]
-RANK = {name: rank for rank, names in enumerate(GROUPS) for name in names}
+FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+FILES = [
+    path.relative_to(ROOT)
+    for folder in ("kdrop", "examples", "benchmarks", "studies")
+    for path in (ROOT / folder).rglob("*.py")
+    if path != ROOT / "kdrop" / "__init__.py"
+] + [Path("train.py")]
 
 
 def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -34,26 +39,26 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"],
-    ids=lambda p: str(p.relative_to(PACKAGE)),
-)
-def test_a_file_imports_only_from_files_to_its_left(path):
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+def part_of(module):
+    """The part of the project that a module belongs to; `None` for other packages."""
+    names = module.split(".")
+    return next((p for p in (".".join(names[:2]), names[0]) if p in FLOOR), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_only_from_the_floors_below(path):
+    own = part_of(".".join(path.with_suffix("").parts))
+    assert own is not None, f"{path} belongs to no part"
     for name in imported(path):
-        package, *rest = name.split(".")
-        if package == "kdrop" and rest and rest[0] in RANK and rest[0] != own:
-            assert RANK[rest[0]] < RANK[own], f"{path.name} imports {name}"
-    assert own in RANK
+        other = part_of(name)
+        if other is not None and other != own:
+            assert FLOOR[other] < FLOOR[own], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "path", list(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_only_plots_and_figures_know_matplotlib(path):
-    knows = any(name.split(".")[0] == "matplotlib" for name in imported(path))
-    assert knows == (path.stem in {"plots", "figures"})
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_only_plots_and_figures_import_matplotlib(path):
+    imports = any(name.split(".")[0] == "matplotlib" for name in imported(path))
+    assert imports == (path.stem in {"plots", "figures"})
 
 
 def test_import_loads_neither_data_sets_nor_plots():
@@ -85,6 +90,8 @@ def test_other_backends_are_refused_in_a_sentence(backend, keras_first):
     assert f"Received: '{backend}'" in last
 
 
-def test_reference_needs_numpy_alone():
-    roots = {name.split(".")[0] for name in imported(PACKAGE / "reference.py")}
+def test_the_numpy_example_needs_numpy_alone():
+    roots = {
+        name.split(".")[0] for name in imported(Path("examples/dropout_in_numpy.py"))
+    }
     assert roots - set(sys.stdlib_module_names) == {"numpy"}

@@ -45,7 +45,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop import bits
+from kdrop.masks import bits
 
 AXES = ("seeds", "names", "rows", "draws")
 SALT = zlib.crc32(b"drop_1")

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop import backend, bits, kernels
-from kdrop.layers.sampling import NOT_BY_EXAMPLE, occurrences, sampling
+from kdrop import backend
+from kdrop.layers.sampling_context import NOT_BY_EXAMPLE, occurrences, sampling
+from kdrop.masks import bits, kernels
 
 
 def check_rate(rate):
@@ -291,9 +292,9 @@ class Noise(keras.Layer):
             rows = self._rows(inputs)
             with backend.traced_together():
                 return self.drop(inputs, draw, rows)
-        return self.rest(inputs)
+        return self.infer(inputs)
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         return inputs
 
     def shares_batch(self, inputs):

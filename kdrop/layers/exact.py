@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop import kernels
 from kdrop.layers.units import _Units
+from kdrop.masks import kernels
 
 _CACHED = 2**14  # words that a processor's cache surely holds
 _ONE, _BYTE, _HIGHEST = np.uint32(1), np.uint32(255), np.uint32(2**32 - 1)

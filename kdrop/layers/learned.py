@@ -7,8 +7,8 @@ import keras
 from keras import ops
 from keras.src.backend import get_keras_mask
 
-from kdrop import kernels
 from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
+from kdrop.masks import kernels
 
 
 def _noise(words_to_noise):
@@ -170,7 +170,7 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         kept = ops.sigmoid(-(self.logit + noise) / self.temperature)
         return self.layer(kernels.scale(inputs, kept / ops.sigmoid(-self.logit)))
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         if not self.supports_masking and get_keras_mask(inputs) is not None:
             inputs = ops.copy(inputs)  # without the mask: this layer has warned of it
         return self.layer(dense_unless_matrix(inputs))
@@ -360,7 +360,7 @@ class VariationalDropout(Noise, keras.layers.Dense):
             outputs = ops.add(outputs, self.bias)
         return outputs if self.activation is None else self.activation(outputs)
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         return keras.layers.Dense.call(self, dense_unless_matrix(inputs))
 
     @property

@@ -2,8 +2,8 @@
 
 import keras
 
-from kdrop import kernels
 from kdrop.layers.base import Drop
+from kdrop.masks import kernels
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -57,7 +57,7 @@ class StochasticDepth(Drop):
     def drop(self, inputs, draw, rows):
         return _drop_rows(kernels.VANILLA, inputs, draw, rows)
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         return kernels.scale(inputs, self.kept(kernels.wide(inputs.dtype)))
 
 

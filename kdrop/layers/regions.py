@@ -8,9 +8,9 @@ import keras
 from keras import ops
 from keras.src.backend import set_keras_mask
 
-from kdrop import kernels
 from kdrop.layers.base import Drop
 from kdrop.layers.units import InvertedDropout
+from kdrop.masks import kernels
 
 
 def _check_data_format(data_format):
@@ -356,7 +356,7 @@ class TokenDropout(Drop):
         with tf.control_dependencies([enough]):
             return tf.identity(tokens)
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         batch, tokens, _ = ops.shape(inputs)
         return inputs, _all(batch, tokens) if self.return_indices else None
 

@@ -2,8 +2,8 @@
 
 import keras
 
-from kdrop import kernels
 from kdrop.layers.base import Drop, check_noise_shape
+from kdrop.masks import kernels
 
 
 class _Units(Drop):
@@ -80,7 +80,7 @@ class VanillaDropout(_Units):
 
     kernel = kernels.VANILLA
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         return kernels.scale(inputs, self.kept(kernels.wide(inputs.dtype)))
 
 

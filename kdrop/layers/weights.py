@@ -5,8 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kdrop import connections, kernels
 from kdrop.layers.base import Drop, dense_unless_matrix, refuse_quantization
+from kdrop.masks import connections, kernels
 
 
 class _Convolution(NamedTuple):
@@ -42,7 +42,7 @@ class _Connections(Drop):
 
     def drop(self, inputs, draw, rows):
         if inputs.shape[0] == 0:
-            return self.rest(inputs)
+            return self.infer(inputs)
         # The value: a gradient of one's own does not take a variable.
         kernel = ops.reshape(self.kernel, self.kernel.shape)
         if kernels.is_shared(rows):
@@ -115,7 +115,7 @@ class DropConnectDense(keras.layers.Dense, _Connections):
         own = {"rate": rate, "per_example": per_example, "seed": seed}
         super().__init__(units, *args, **own, **kwargs)
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
 
     def product(self):
@@ -166,7 +166,7 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
         super().__init__(filters, kernel_size, *args, **own, **kwargs)
         self.supports_masking = False  # as of Conv2D: a mask would not fit the outputs
 
-    def rest(self, inputs):
+    def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
 
     def product(self):

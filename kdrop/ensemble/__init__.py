@@ -1,0 +1,1 @@
+"""Sub-networks: sampled, enumerated, and how far their predictions can be trusted."""

@@ -1,0 +1,1 @@
+"""How masks are made: random words, kinds of noise, and one fused pass."""

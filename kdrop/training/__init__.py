@@ -1,0 +1,1 @@
+"""What `train.py` does: data sets, training runs, tables and pictures."""

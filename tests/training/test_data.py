@@ -1,0 +1,317 @@
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from kdrop.errors import UserError
+from kdrop.training import data
+from kdrop.training.data import cifar10, load, mnist, spiral
+
+SHAPES = {"cifar10": ("3.0.2", (32, 32, 3)), "mnist": ("3.0.1", (28, 28, 1))}
+UNEVEN = np.repeat(np.arange(10), [36, 6, 17, 8, 19, 7, 26, 9, 12, 10])
+
+
+def numbered(count, shape):
+    """Images that differ: each one's number is in its first two bytes."""
+    images = np.full((count, *shape), 7, "uint8")
+    images.reshape(count, -1)[:, 0] = np.arange(count) % 256
+    images.reshape(count, -1)[:, 1] = np.arange(count) // 256
+    return images
+
+
+def prepare(folder, name, train, test):
+    """A prepared set in the form of tensorflow-datasets, with these labels."""
+    version, shape = SHAPES[name]
+    home = folder / name / version
+    home.mkdir(parents=True)
+    splits = []
+    for split, labels in {"train": train, "test": test}.items():
+        path = home / f"{name}-{split}.tfrecord-00000-of-00001"
+        pngs = [tf.io.encode_png(image) for image in numbered(len(labels), shape)]
+        write(
+            path,
+            [
+                record(png.numpy(), label)
+                for png, label in zip(pngs, labels, strict=True)
+            ],
+        )
+        shards = {"numBytes": "1", "shardLengths": [str(len(labels))], "name": split}
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"filepathTemplate": template, **shards})
+    info = {"name": name, "version": version, "fileFormat": "tfrecord"}
+    (home / "dataset_info.json").write_text(json.dumps({**info, "splits": splits}))
+    return home
+
+
+def write(path, records):
+    writer = tf.io.TFRecordWriter(str(path))
+    for content in records:
+        writer.write(content)
+    writer.close()
+
+
+def record(png, label):
+    feature = {
+        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"0"])),
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    rng = np.random.default_rng(0)
+    even = rng.permutation(np.arange(300) % 10)
+    prepare(folder, "cifar10", even, np.arange(50) % 10)
+    prepare(folder, "mnist", rng.permutation(UNEVEN), np.arange(30) % 10)
+    return folder
+
+
+def numbers(part):
+    first = part.inputs.reshape(len(part.inputs), -1).astype(int)
+    return (first[:, 0] + 256 * first[:, 1]).tolist()
+
+
+def counts(part, classes=10):
+    return np.bincount(part.targets, minlength=classes)
+
+
+# The spiral
+
+
+def test_spiral_follows_its_rule():
+    points = 2000
+    parts = spiral(seed=1, points=points)
+    inputs = np.concatenate([parts.train.inputs, parts.validation.inputs])
+    inputs = np.concatenate([inputs, parts.test.inputs]).astype("float64")
+    targets = np.concatenate([parts.train.targets, parts.validation.targets])
+    targets = np.concatenate([targets, parts.test.targets])
+    radius = np.hypot(*inputs.T)
+    for arm in range(3):
+        evenly = np.arange(points) / (points - 1)
+        np.testing.assert_allclose(np.sort(radius[targets == arm]), evenly, atol=1e-6)
+    turned = np.arctan2(inputs[:, 0], inputs[:, 1]) / 2.5 - 4 * (targets + radius)
+    turn = 2 * np.pi / 2.5
+    noise = ((turned + turn / 2) % turn - turn / 2)[radius > 0]
+    # five standard errors of a mean and of a standard deviation
+    assert abs(noise.mean()) < 5 * 0.2 / math.sqrt(noise.size)
+    assert abs(noise.std() - 0.2) < 5 * 0.2 / math.sqrt(2 * noise.size)
+
+
+def test_spiral_parts_are_disjoint_and_seeded():
+    parts = spiral(seed=3)
+    sizes = [len(part.targets) for part in (parts.train, parts.validation, parts.test)]
+    assert sizes == [2400, 600, 3000]
+    everything = np.concatenate(
+        [parts.train.inputs, parts.validation.inputs, parts.test.inputs]
+    )
+    # radius 0 is one place for the three arms
+    assert len(np.unique(everything, axis=0)) == 5998
+    again, other = spiral(seed=3), spiral(seed=4)
+    np.testing.assert_array_equal(parts.train.inputs, again.train.inputs)
+    assert not np.array_equal(parts.train.inputs, other.train.inputs)
+
+
+def test_spiral_test_part_does_not_move_with_the_train_size():
+    small = spiral(train_size=300, validation=0, seed=5)
+    np.testing.assert_array_equal(small.test.inputs, spiral(seed=5).test.inputs)
+    assert small.validation.inputs.shape == (0, 2)
+    whole = spiral(validation=0, seed=5).train
+    quota = 300 * counts(whole, 3) / 3000
+    assert (abs(counts(small.train, 3) - quota) < 1).all()
+
+
+# The images
+
+
+def test_images_are_stratified_exactly_and_seeded(folder):
+    chosen = cifar10(100, 0.2, seed=1, folder=folder)
+    assert counts(chosen.train).tolist() == [8] * 10
+    assert counts(chosen.validation).tolist() == [2] * 10
+    train, held = numbers(chosen.train), numbers(chosen.validation)
+    assert len(set(train + held)) == 100
+    again = cifar10(100, 0.2, seed=1, folder=folder)
+    assert (numbers(again.train), numbers(again.validation)) == (train, held)
+    other = cifar10(100, 0.2, seed=2, folder=folder)
+    assert set(numbers(other.train)) != set(train)
+    larger = cifar10(210, 0, seed=1, folder=folder)
+    assert set(numbers(larger.train)) > set(train + held)
+
+
+def test_images_keep_their_labels_and_the_test_set_its_order(folder):
+    digits = mnist(folder=folder, validation=0)
+    truth = np.random.default_rng(0)
+    truth.permutation(300)  # cifar10's
+    truth = truth.permutation(UNEVEN)
+    np.testing.assert_array_equal(digits.train.targets, truth[numbers(digits.train)])
+    assert sorted(numbers(digits.train)) == list(range(150))
+    assert numbers(digits.test) == list(range(30))
+    assert digits.test.targets.tolist() == list(range(10)) * 3
+    assert digits.labels == tuple("0123456789")
+    assert (
+        digits.train.inputs.dtype == "uint8" and digits.train.targets.dtype == "int32"
+    )
+
+
+@pytest.mark.parametrize("size", [70, 99, 150])
+def test_uneven_classes_stay_within_one_of_their_share(folder, size):
+    digits = mnist(size, 0.5, folder=folder)
+    both = counts(digits.train) + counts(digits.validation)
+    assert both.sum() == size
+    assert (abs(both - size * np.bincount(UNEVEN) / UNEVEN.size) < 1).all()
+    assert (abs(counts(digits.validation) - both / 2) < 1).all()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_the_real_loader_downloads_what_is_not_prepared(name, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(requests, "head", lambda url, timeout: asked.append(url))
+    with tfds.testing.mock_data(num_examples=200):
+        parts = load(name, folder=tmp_path, seed=2)
+    assert asked and asked[0].startswith("https://")
+    shape = SHAPES[name][1]
+    assert parts.name == name and len(parts.labels) == 10
+    assert parts.train.inputs.shape == (180, *shape)
+    assert parts.validation.inputs.shape == (20, *shape)
+    assert parts.test.inputs.shape == (200, *shape)
+
+
+@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs the real CIFAR-10")
+def test_real_cifar10():
+    parts = cifar10(5000)
+    assert counts(parts.train).tolist() == [450] * 10
+    assert counts(parts.validation).tolist() == [50] * 10
+    assert counts(parts.test).tolist() == [1000] * 10
+    assert parts.labels[:3] == ("airplane", "automobile", "bird")
+    # the published channel means of the 50,000 images, standard deviations about 63
+    assert parts.train.inputs.mean((0, 1, 2)) == pytest.approx(
+        [125.3, 123.0, 113.9], abs=5 * 40 / math.sqrt(4500)
+    )
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"train_size": 301}, "train size is 301.*cifar10.* 1 and 300"),
+        ({"train_size": 0}, "train size is 0"),
+        ({"train_size": 9, "validation": 0}, "9 examples .* 9 of the 10 classes"),
+        ({"train_size": 50, "validation": 0.1}, "5 examples in the validation part"),
+        ({"train_size": 50, "validation": 0.001}, "0 examples in the validation part"),
+        ({"validation": 1.0}, r"validation fraction is 1.0"),
+        ({"validation": math.nan}, r"nan, but must be in \[0, 1\)"),
+    ],
+)
+def test_sizes_that_cannot_be(folder, settings, told):
+    with pytest.raises(UserError, match=told):
+        cifar10(**settings, folder=folder)
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(UserError, match="'cifar'.*did you mean cifar10"):
+        load("cifar")
+    with pytest.raises(UserError, match="spiral, cifar10, mnist"):
+        load("imagenet")
+
+
+@pytest.mark.parametrize("way", ["argument", "variable"])
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_a_folder_that_is_none(name, way, tmp_path, monkeypatch):
+    path = tmp_path / name
+    (tmp_path / "file").touch()
+    if way == "variable":
+        monkeypatch.setenv("TFDS_DATA_DIR", str(path))
+        path = None
+    with pytest.raises(UserError, match=f"{name} is not a folder"):
+        cifar10(folder=path)
+
+
+def refused(url, timeout):
+    raise requests.ConnectionError
+
+
+def silent(url, timeout):
+    threading.Event().wait(5)
+
+
+@pytest.mark.parametrize("answer", [refused, silent])
+def test_without_network_the_user_reads_what_to_do(answer, tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "head", answer)
+    monkeypatch.setattr(data, "PROBE_SECONDS", 0.1)
+
+    def download(*args, **kwargs):
+        raise AssertionError("went on to download")
+
+    builder = tfds.core.DatasetBuilder
+    monkeypatch.setattr(builder, "download_and_prepare", download)
+    with pytest.raises(UserError, match="TFDS_DATA_DIR.*--data-dir.*spiral") as caught:
+        cifar10(folder=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_download_that_fails(tmp_path, monkeypatch):
+    def download(*args, **kwargs):
+        raise requests.ConnectionError("connection lost")
+
+    monkeypatch.setattr(requests, "head", lambda url, timeout: None)
+    builder = tfds.core.DatasetBuilder
+    monkeypatch.setattr(builder, "download_and_prepare", download)
+    with pytest.raises(UserError, match="cifar10 could not be downloaded.*lost"):
+        cifar10(folder=tmp_path)
+
+
+def flipped(home):
+    path = home / "mnist-train.tfrecord-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def truncated(home):
+    path = home / "mnist-test.tfrecord-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def no_image(home):
+    """A record that is whole, of an image that is not."""
+    path = home / "mnist-test.tfrecord-00000-of-00001"
+    png = tf.io.encode_png(numbered(1, (28, 28, 1))[0]).numpy()
+    write(path, [record(png[:40], 3)] * 20)
+
+
+def lost_file(home):
+    (home / "mnist-test.tfrecord-00000-of-00001").unlink()
+
+
+def cut_description(home):
+    path = home / "dataset_info.json"
+    path.write_text(path.read_text()[:100])
+
+
+@pytest.mark.parametrize(
+    "damage", [flipped, truncated, no_image, lost_file, cut_description]
+)
+def test_damaged_data_is_named(damage, tmp_path):
+    damage(prepare(tmp_path, "mnist", np.arange(40) % 10, np.arange(20) % 10))
+    with pytest.raises(UserError, match="data of mnist is damaged") as caught:
+        mnist(folder=tmp_path, validation=0.25)
+    told = str(caught.value)
+    assert str(tmp_path / "mnist") in told and "\n" not in told and "{{" not in told
+
+
+def test_importing_brings_in_no_data_set_library():
+    told = "import kdrop.training.data, sys; assert 'tensorflow_datasets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", told], check=True)
