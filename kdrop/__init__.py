@@ -3,7 +3,8 @@
 # First: it refuses other backends of Keras than ours.
 from kdrop import backend as backend
 from kdrop import models, schedules
-from kdrop.ensemble.sampling import Sampler, sample, subnetworks
+from kdrop.ensemble.exact import subnetworks
+from kdrop.ensemble.sampling import Sampler, sample
 from kdrop.ensemble.uncertainty import summarise
 from kdrop.layers import (
     AlphaDropout,

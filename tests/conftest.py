@@ -2,7 +2,7 @@ import os
 import sys
 from pathlib import Path
 
-# For benchmarks, studies and examples. Last: the tests are to import the installed kdrop.
+# For benchmarks, studies and examples. Last, so that the installed kdrop is tested.
 sys.path.append(str(Path(__file__).parent.parent))
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops, tree
-from keras.src.backend import get_keras_mask, set_keras_mask
-from keras.src.models.functional import Functional
 
-from kdrop import backend
+from kdrop import keras_internals
 from kdrop.layers.base import drop_layers
 from kdrop.layers.sampling_context import NOT_BY_EXAMPLE, Sampling, Shared
 
@@ -36,7 +34,9 @@ class Structure:
 
     @staticmethod
     def _of(model):
-        return [(layer, _attributes(layer)) for layer in backend.layers_of(model)]
+        return [
+            (layer, _attributes(layer)) for layer in keras_internals.layers_of(model)
+        ]
 
     def holds(self):
         """Whether the model is still the same."""
@@ -52,7 +52,7 @@ class Structure:
 def _attributes(layer):
     """What a trace of a layer depends on."""
     state = getattr(layer, "trace_state", None)
-    attributes = backend.attributes(layer) if state is None else state()
+    attributes = keras_internals.attributes(layer) if state is None else state()
     return {name: _value(value) for name, value in attributes.items()}
 
 
@@ -87,7 +87,9 @@ def graph_of(model):
     """The Functional model that a Functional or Sequential one runs; else `None`."""
     if isinstance(model, keras.Sequential) and _calls(model, keras.Sequential):
         return model._functional
-    if isinstance(model, Functional) and _calls(model, Functional):
+    if isinstance(model, keras_internals.Functional) and _calls(
+        model, keras_internals.Functional
+    ):
         return model
     return None
 
@@ -160,7 +162,7 @@ class Stages:
         with Shared():
             self._run(False, values, at_inference)
         # A mask of Keras is an attribute, which functions do not return.
-        return [(values[n], get_keras_mask(values[n])) for n in self._shared]
+        return [(values[n], keras_internals.get_mask(values[n])) for n in self._shared]
 
     def sample(self, shared, places, rows):
         """The model's outputs, one for each of the sub-networks that `rows` choose.
@@ -232,7 +234,7 @@ class Stages:
         for number, (value, mask) in zip(self._shared, shared, strict=True):
             values[number] = value
             if mask is not None:
-                set_keras_mask(value, mask)
+                keras_internals.set_mask(value, mask)
         self._run(True, values, call)
         outputs = [values[number] for number in self._outputs]
         return tree.pack_sequence_as(self.graph._outputs_struct, outputs)

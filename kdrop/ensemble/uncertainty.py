@@ -7,7 +7,11 @@ the second of two classes. All is computed in float64.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import keras
 import numpy as np
+
+from kdrop.ensemble.sampling import sample
+from kdrop.ensemble.split import stochastic
 
 TASKS = ("classification", "regression")
 
@@ -197,3 +201,61 @@ def _information(classes: np.ndarray, vote: np.ndarray) -> np.ndarray:
     # Of a share below 1e-16, the excess is the whole vote: `log1p` is infinite there.
     logarithm = np.where(near > -0.5, np.log1p(np.maximum(near, -0.5)), np.log(share))
     return (classes * logarithm - excess).sum(axis=-1).mean(axis=0)
+
+
+WAYS = {"weight_scaling": "weight scaling", "vote": "vote"}
+
+
+def accuracy(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean(probabilities.argmax(axis=-1) == targets))
+
+
+MEASURES = {
+    "accuracy": accuracy,
+    "negative_log_likelihood": negative_log_likelihood,
+    "expected_calibration_error": expected_calibration_error,
+    "brier_score": brier_score,
+}
+
+
+class Vote(NamedTuple):
+    """What a classifier predicts with all units scaled, and what its passes do."""
+
+    weight_scaling: np.ndarray  # (examples, classes)
+    samples: np.ndarray  # (passes, examples, classes)
+
+    def ways(self) -> tuple[np.ndarray, np.ndarray]:
+        """The probabilities `(examples, classes)` of each of `WAYS`."""
+        return self.weight_scaling, self.samples.mean(axis=0, dtype="float64")
+
+    def metrics(self, targets: np.ndarray) -> dict[str, float]:
+        """Each of `MEASURES`, its name behind `weight_scaling_` and behind `vote_`."""
+        return {
+            f"{way}_{name}": measure(probabilities, targets)
+            for way, probabilities in zip(WAYS, self.ways(), strict=True)
+            for name, measure in MEASURES.items()
+        }
+
+
+def vote(
+    model: keras.Model, inputs, passes: int, seed: int, verbose: int = 0
+) -> Vote | None:
+    """Let the sub-networks of a classifier vote.
+
+    Args:
+        inputs: As `kdrop.sample` takes them.
+        passes: Number of passes that vote.
+        seed: Integer in [0, 2^32). The same seed gives the same vote.
+        verbose: 1 shows a progress bar, 0 does not.
+
+    Returns:
+        `None` for a model that drops nothing, or one that diverged and gives no
+        probabilities.
+    """
+    if not stochastic(model):
+        return None
+    scaled = model.predict(inputs, verbose=0)
+    if not are_probabilities(scaled):
+        return None
+    samples = sample(model, inputs, passes, seed=seed, verbose=verbose)
+    return Vote(scaled, samples) if are_probabilities(samples) else None

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop import backend
+from kdrop import backend, keras_internals
 from kdrop.layers.sampling_context import NOT_BY_EXAMPLE, occurrences, sampling
 from kdrop.masks import bits, kernels
 
@@ -256,6 +256,25 @@ class Noise(keras.Layer):
         ValueError: If the seed or the inputs are not as said.
     """
 
+    # Where in a network the layer belongs; the builders of `kdrop.models` ask for it.
+    # "units": behind any layer. "feature maps": behind convolutions. "dense units":
+    # behind dense layers. "dense layer", "convolution": in place of such a layer.
+    # Everything else is what those networks have none of, such as "tokens".
+    place = "units"
+
+    @classmethod
+    def at_place(cls, rate, examples=1, **arguments):
+        """A layer for a place in a network.
+
+        Args:
+            rate: Fraction to drop; layers that learn their rate start near it or
+                ignore it.
+            examples: Training examples, by which losses of the layer are divided.
+            **arguments: `seed` and `name`; in place of a dense layer or a convolution
+                also the arguments of that layer, by name.
+        """
+        return cls(rate=rate, **arguments)
+
     def __init__(self, seed=None, threshold=0, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -308,7 +327,7 @@ class Noise(keras.Layer):
 
     def trace_state(self):
         """What a trace of the layer depends on: a rate above 0 is read anew."""
-        return {**backend.attributes(self), "_rate": self.drops}
+        return {**keras_internals.attributes(self), "_rate": self.drops}
 
     @property
     def draw_count(self):
@@ -347,7 +366,7 @@ class Noise(keras.Layer):
         return draws.occurrence  # a recomputed call is outside of the model
 
     def _rank(self):
-        calls = backend.calls()
+        calls = keras_internals.calls()
         if calls is None or calls.entry_layer is self:
             return 0
         ranks = calls.get_value("kdrop_occurrences")
@@ -458,7 +477,9 @@ def drop_layers(model):
         List of layers, in the order in which Keras saves them. It is the same for a
         model that was loaded from a file.
     """
-    return [layer for layer in backend.layers_of(model) if isinstance(layer, Noise)]
+    return [
+        layer for layer in keras_internals.layers_of(model) if isinstance(layer, Noise)
+    ]
 
 
 def _inner_rows(row, size):

@@ -5,8 +5,8 @@ import numbers
 
 import keras
 from keras import ops
-from keras.src.backend import get_keras_mask
 
+from kdrop import keras_internals
 from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
 from kdrop.masks import kernels
 
@@ -115,6 +115,19 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
     Reference: [Gal et al., 2017](https://arxiv.org/abs/1705.07832), section 3
     """
 
+    place = "dense layer"
+
+    @classmethod
+    def at_place(cls, rate, examples=1, seed=None, name=None, **arguments):
+        # The weights of the losses that the paper derives, section 3.
+        return cls(
+            keras.layers.Dense(**arguments),
+            weight_decay=1e-4 / examples,
+            entropy_weight=1 / examples,
+            seed=seed,
+            name=name,
+        )
+
     def __init__(
         self,
         layer,
@@ -171,7 +184,7 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         return self.layer(kernels.scale(inputs, kept / ops.sigmoid(-self.logit)))
 
     def infer(self, inputs):
-        if not self.supports_masking and get_keras_mask(inputs) is not None:
+        if not self.supports_masking and keras_internals.get_mask(inputs) is not None:
             inputs = ops.copy(inputs)  # without the mask: this layer has warned of it
         return self.layer(dense_unless_matrix(inputs))
 
@@ -221,6 +234,13 @@ class StandoutDropout(Noise):
     Reference: Ba and Frey, 2013, "Adaptive dropout for training deep neural networks",
     section 3
     """
+
+    place = "dense units"
+
+    @classmethod
+    def at_place(cls, rate, examples=1, **arguments):
+        # With small weights the keep probability is near sigmoid(beta) = 1 - rate.
+        return cls(beta=math.log((1 - rate) / rate), **arguments)
 
     quantize = quantized_build = refuse_quantization
 
@@ -300,6 +320,12 @@ class VariationalDropout(Noise, keras.layers.Dense):
     Reference: [Kingma, Salimans and Welling, 2015](https://arxiv.org/abs/1506.02557),
     sections 2.3, 3.1, 3.3 and 3.4
     """
+
+    place = "dense layer"
+
+    @classmethod
+    def at_place(cls, rate, examples=1, **arguments):
+        return cls(divergence_weight=1 / examples, **arguments)
 
     quantize = quantized_build = refuse_quantization
 

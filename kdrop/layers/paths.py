@@ -27,6 +27,8 @@ class DropPath(Drop):
     section 3, with a decision for each example and inverted scaling
     """
 
+    place = "residual branches"
+
     def drop(self, inputs, draw, rows):
         return _drop_rows(kernels.INVERTED, inputs, draw, rows)
 
@@ -50,6 +52,8 @@ class StochasticDepth(Drop):
 
     Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), section 3
     """
+
+    place = "residual branches"
 
     def shares_batch(self, inputs):
         return True

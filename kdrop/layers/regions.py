@@ -6,8 +6,8 @@ import warnings
 
 import keras
 from keras import ops
-from keras.src.backend import set_keras_mask
 
+from kdrop import keras_internals
 from kdrop.layers.base import Drop
 from kdrop.layers.units import InvertedDropout
 from kdrop.masks import kernels
@@ -35,6 +35,8 @@ def _over_map(data_format, channels, size, dimensions):
 
 class _Spatial(InvertedDropout):
     """Inverted dropout in which the positions of a channel share their fate."""
+
+    place = "feature maps"
 
     def __init__(self, rate, data_format=None, seed=None, **kwargs):
         self.data_format = _check_data_format(data_format)
@@ -65,6 +67,8 @@ class SpatialDropout1D(_Spatial):
 
     Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
     """
+
+    place = "the channels of sequences"
 
     dimensions = 1
 
@@ -120,11 +124,19 @@ class SpatialDropout3D(_Spatial):
     Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
     """
 
+    place = "the channels of volumes"
+
     dimensions = 3
 
 
 class _DropBlock(Drop):
     """A layer that drops cubes of a map, each channel its own."""
+
+    place = "feature maps"
+
+    @classmethod
+    def at_place(cls, rate, examples=1, **arguments):
+        return cls(rate=rate, block_size=3, **arguments)
 
     def __init__(self, rate, block_size, data_format=None, seed=None, **kwargs):
         if (
@@ -185,6 +197,8 @@ class DropBlock1D(_DropBlock):
     Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
     """
 
+    place = "regions of sequences"
+
     dimensions = 1
 
 
@@ -240,6 +254,8 @@ class DropBlock3D(_DropBlock):
     Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
     """
 
+    place = "regions of volumes"
+
     dimensions = 3
 
 
@@ -273,6 +289,8 @@ class TokenDropout(Drop):
 
     Reference: [Liu et al., 2022](https://arxiv.org/abs/2208.07220), section 3
     """
+
+    place = "tokens"
 
     _traced = False
 
@@ -330,7 +348,7 @@ class TokenDropout(Drop):
         outputs, kept = super().call(inputs, training=training)
         if mask is not None:
             mask = mask if kept is None else kernels.take(mask, kept)
-            set_keras_mask(outputs, mask)
+            keras_internals.set_mask(outputs, mask)
         return (outputs, kept) if self.return_indices else outputs
 
     def compute_mask(self, inputs, previous_mask):

@@ -8,7 +8,7 @@ import warnings
 import keras
 import numpy as np
 
-from kdrop import backend
+from kdrop import backend, keras_internals
 from kdrop.layers import regions, units
 from kdrop.layers.base import Draws, Noise
 
@@ -68,7 +68,7 @@ def replace(model, in_place=False):
         for layer, other, config in zip(layers, _layers(result), configs, strict=True):
             if type(other) in _OURS:
                 _become(other, config, layer)
-    backend.forget_compiled(result)
+    keras_internals.forget_compiled(result)
     message = " ".join(_limits(result))
     if message:
         warnings.warn(message, stacklevel=2)
@@ -81,12 +81,12 @@ def remaining(model):
     Those are Keras's dropout layers and their subclasses, other layers with a seed
     generator and a rate above 0 (`Attention`), and RNN layers whose cells have one.
     """
-    layers = backend.layers_of(model)
+    layers = keras_internals.layers_of(model)
     owners = {
         id(cell): layer
         for layer in layers
         if isinstance(layer, keras.layers.RNN)
-        for cell in backend.layers_of(layer.cell)
+        for cell in keras_internals.layers_of(layer.cell)
         if any(hasattr(cell, name) for name in ("dropout", "recurrent_dropout"))
     }
     names = [owners.get(id(layer), layer).name for layer in layers if _drops(layer)]
@@ -95,8 +95,12 @@ def remaining(model):
 
 def _drops(layer):
     # Some of KerasHub's layers draw from Keras's global generator and have none.
-    named = "drop" in type(layer).__name__.lower() and not backend.holds_layers(layer)
-    if isinstance(layer, Noise) or not (named or backend.has_seed_generator(layer)):
+    named = "drop" in type(layer).__name__.lower() and not keras_internals.holds_layers(
+        layer
+    )
+    if isinstance(layer, Noise) or not (
+        named or keras_internals.has_seed_generator(layer)
+    ):
         return False
     names = (name for name in vars(layer) if "drop" in name and name[0] != "_")
     rates = (getattr(layer, name, None) for name in (*_RATES, *names))
@@ -105,7 +109,7 @@ def _drops(layer):
 
 def _layers(model):
     """All layers of a model but those inside kdrop's, which Keras's do not have."""
-    return [x for x in backend.layers_of(model) if not isinstance(x, Draws)]
+    return [x for x in keras_internals.layers_of(model) if not isinstance(x, Draws)]
 
 
 def _kind(layer):
@@ -129,7 +133,7 @@ def _become(other, config, layer):
     """Replace a layer of Keras that stands where the model has `layer`."""
     # Replaced before, and made by Keras again in a copy.
     before = layer.draws if isinstance(layer, Noise) else None
-    backend.become(other, _OURS[type(other)], config)
+    keras_internals.become(other, _OURS[type(other)], config)
     if before is not None:
         other.draws.resume(before)
 
@@ -141,7 +145,7 @@ def _copy(model):
     """
     custom = {
         type(layer).__name__: type(layer)
-        for layer in backend.layers_of(model)
+        for layer in keras_internals.layers_of(model)
         if keras.saving.get_registered_name(type(layer)) == type(layer).__name__
         and not type(layer).__module__.startswith("keras.")
     }
@@ -230,7 +234,7 @@ def _limits(model):
         for layer in _layers(model)
         if isinstance(layer, keras.layers.TimeDistributed)
         and any(isinstance(inner, Noise) for inner in _layers(layer))
-        and backend.time_steps(layer) is None
+        and keras_internals.time_steps(layer) is None
     ]
     if names and keras.backend.backend() == "tensorflow":  # by `vectorized_map`
         yield (

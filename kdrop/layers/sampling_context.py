@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import ops
 
-from kdrop import backend
+from kdrop import backend, keras_internals
 
 # The `Sampling` that is going on, or `None`. It is set where a function is traced,
 # never around one that was.
@@ -92,7 +92,7 @@ class Sampling:
         }
         missing = [x for x in self._layers if x.drops and x.draws not in drawn]
         # Some models have layers that they never call.
-        called = [layer for layer in missing if backend.was_called(layer)]
+        called = [layer for layer in missing if keras_internals.was_called(layer)]
         if not missing or (drawn and not called):
             return
         names = [layer.name for layer in (called if drawn else missing)]

@@ -108,6 +108,8 @@ class DropConnectDense(keras.layers.Dense, _Connections):
     Reference: [Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html)
     """
 
+    place = "dense layer"
+
     call = Drop.call
     quantize = quantized_build = refuse_quantization
 
@@ -155,6 +157,8 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
     Reference: [Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html), who
     drop weights of dense layers
     """
+
+    place = "convolution"
 
     call = Drop.call
     quantize = quantized_build = refuse_quantization

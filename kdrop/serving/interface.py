@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kdrop import backend
+from kdrop import keras_internals
 from kdrop.ensemble.uncertainty import TASKS
 from kdrop.errors import UserError
 
@@ -30,7 +30,7 @@ class Interface:
 
     def __init__(self, model):
         self._model = model
-        self._structure, layers, several = backend.input_structure(model)
+        self._structure, layers, several = keras_internals.input_structure(model)
         self.call = Arguments(model) if several else model
         self._names = _names(self._structure, "input", layers)
         leaves = tree.flatten(self._structure)

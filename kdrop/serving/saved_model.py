@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kdrop import backend
+from kdrop import backend, keras_internals
 from kdrop.ensemble.sampling import (
     MEMORY,
     Passes,
@@ -102,7 +102,7 @@ def export(
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
-    backend.input_structure(model)  # raises before anything is written
+    keras_internals.input_structure(model)  # raises before anything is written
     folder = Path(folder)
     check_writable(folder)
     _sweep(folder)
@@ -171,7 +171,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _write_saved_model(model, path: Path, passes: int, task, name: str) -> None:
-    if any(isinstance(layer, Sampler) for layer in backend.layers_of(model)):
+    if any(isinstance(layer, Sampler) for layer in keras_internals.layers_of(model)):
         raise UserError(
             f"{model.name!r} holds a Sampler, which drops at each call: export the "
             "model itself, which has a signature `sample` besides"
@@ -332,7 +332,7 @@ def _write_on_tensorflow(model, path: Path, passes: int, task, name: str) -> Non
     variables = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     settings = [int(passes), dict(task) if isinstance(task, Mapping) else task, name]
-    arguments = [path, json.dumps(settings), *backend.custom_classes(model)]
+    arguments = [path, json.dumps(settings), *keras_internals.custom_classes(model)]
     process = subprocess.run(
         [sys.executable, "-m", "kdrop.serving.saved_model", *arguments],
         env={**os.environ, **variables},
@@ -432,7 +432,7 @@ def _commit() -> str | None:
 if __name__ == "__main__":  # as `_write_on_tensorflow` calls it
     folder, settings, *classes = sys.argv[1:]
     try:
-        trained = backend.load_called(Path(folder, KERAS_FILE), classes)
+        trained = keras_internals.load_called(Path(folder, KERAS_FILE), classes)
         _write_saved_model(trained, Path(folder), *json.loads(settings))
     except Exception as error:
         sys.exit(str(error) if isinstance(error, UserError) else _sentence(error))

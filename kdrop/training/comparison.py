@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdrop.ensemble.sampling import sample
-from kdrop.ensemble.vote import MEASURES, PASSES, SIZES, WAYS, vote
+from kdrop.ensemble.uncertainty import MEASURES, WAYS, vote
 from kdrop.errors import UserError
 from kdrop.serving.saved_model import check_writable, export
 from kdrop.training import plots
@@ -33,6 +33,9 @@ from kdrop.training.experiment import (
 from kdrop.training.pipeline import batches
 from kdrop.training.progress import Recorder, Unfinished
 
+PASSES = 50
+# Test examples to vote on where not all: 50 passes of these take about a minute.
+SIZES = {"cifar10": 1000}
 UNFINISHED = ".unfinished"  # a folder that no model server reads
 PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kdrop import InvertedDropout, VanillaDropout, schedules
-from kdrop import RateSchedule
+from kdrop import InvertedDropout, RateSchedule, VanillaDropout, schedules
 
 DEVIATIONS = 5  # a binomial count is further off in one case of 1.7 million
 UNITS = 256

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import kdrop
-from kdrop.ensemble.vote import MEASURES, Vote, vote
+from kdrop.ensemble.uncertainty import MEASURES, Vote, vote
 from kdrop.training import comparison
 from kdrop.training.comparison import compare
 from kdrop.training.data import spiral

@@ -1,0 +1,186 @@
+"""Every private name of Keras that is used.
+
+A new version of Keras that moves one breaks this file alone.
+"""
+
+import importlib
+
+import keras
+from keras import tree
+from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
+from keras.src.trainers.trainer import Trainer
+
+# What the methods of a model write on it: `compile`, `fit`, `predict` and their kin.
+_OF_TRAINING = {
+    *vars(Trainer()),
+    "_called",
+    "_compile_config",
+    "_compiled_trainable_state",
+    "_trainable",
+    "history",
+    "optimizer",
+    "predict_function",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+    "test_function",
+    "train_function",
+}
+
+
+# The attributes of a layer that belong to its place in a model, not to its class:
+# methods that Keras binds when it makes the object, and its calls in graphs.
+_PLACE = ("build", "quantize", "_inbound_nodes", "_outbound_nodes", "_remat_mode")
+
+_COMPILED = (
+    "train_function",
+    "test_function",
+    "predict_function",
+    "generate_function",  # of KerasHub
+)
+
+# The mask that Keras stores with a tensor.
+get_mask, set_mask = get_keras_mask, set_keras_mask
+
+
+def calls():
+    """The context of the outermost call of a layer that is running, or `None`.
+
+    Its `entry_layer` is the layer or model that was called first.
+    """
+    return global_state.get_global_attribute("current_call_ctx")
+
+
+def attributes(layer) -> dict:
+    """The attributes on which a trace of a layer can depend."""
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in _OF_TRAINING and not name.startswith("_kdrop")
+    }
+
+
+def input_structure(model):
+    """What a model's call takes, as Keras's `model.export` takes it.
+
+    Returns:
+        A structure of `keras.KerasTensor`; the names of the input layers in the order
+        of its tensors, empty if the model has none; and whether the structure is a
+        dictionary of several arguments of the call instead of the first one.
+
+    Raises:
+        ValueError: If the model has not been built, or a subclassed one not called.
+    """
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    if isinstance(graph, Functional):
+        layers = [tensor._keras_history.operation for tensor in graph.inputs]
+        return graph._inputs_struct, [layer.name for layer in layers], False
+    shapes = model._build_shapes_dict
+    if not (model.built and model._called and shapes):
+        raise ValueError(
+            f"Model {model.name!r} has no record of its inputs: call it on a batch "
+            "before it is exported; if it was called, Keras could not trace its `call`."
+        )
+
+    def tensor(shape):
+        return keras.KerasTensor((None, *shape[1:]), model.input_dtype)
+
+    # Keras records the shapes alone, as arguments of `build`.
+    arguments = {
+        name.removesuffix("_shape"): tree.map_shape_structure(tensor, _plain(shape))
+        for name, shape in shapes.items()
+    }
+    if len(arguments) == 1:
+        return *arguments.values(), [], False
+    return arguments, [], True
+
+
+def _plain(structure):
+    """A structure whose dictionaries and lists are not Keras's tracked ones."""
+    if isinstance(structure, dict):
+        return {key: _plain(value) for key, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(map(_plain, structure))
+    return structure
+
+
+def custom_classes(model):
+    """The classes in a model that are not of Keras or kdrop, as `MODULE:NAME`."""
+    classes = {type(layer) for layer in layers_of(model)}
+    names = {f"{each.__module__}:{each.__qualname__}" for each in classes}
+    return sorted(n for n in names if n.split(".")[0] not in ("keras", "kdrop"))
+
+
+def load_called(file, classes):
+    """Load a `.keras` file of a model that was called before it was saved.
+
+    Args:
+        file: The path of the file.
+        classes: What `custom_classes` returned for the model.
+
+    Raises:
+        ValueError: If a class is not at the top level of a module that can be imported.
+    """
+    objects = {}
+    for name in classes:
+        module, _, name = name.partition(":")
+        try:
+            objects[name] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            raise ValueError(
+                f"class {name} of {module} is not at the top level of a module that "
+                "the process with the TensorFlow backend can import"
+            ) from None
+    model = keras.models.load_model(file, objects, compile=False, safe_mode=False)
+    model._called = True
+    return model
+
+
+def layers_of(layer):
+    """All layers that Keras tracks in a layer or model, itself included, each once."""
+    return layer._flatten_layers()
+
+
+def holds_layers(layer):
+    """Whether Keras tracks other layers in a layer."""
+    return bool(layer._layers)
+
+
+def was_called(layer):
+    """Whether a layer has ever been called."""
+    return layer._called
+
+
+def has_seed_generator(layer):
+    """Whether Keras tracks a seed generator in the layer itself."""
+    return bool(layer._seed_generators)
+
+
+def time_steps(layer):
+    """The time steps that a `TimeDistributed` was built for; `None` if unknown."""
+    shape = (layer.get_build_config() or {}).get("input_shape") or (None, None)
+    return shape[1]
+
+
+def become(layer, kind, config):
+    """Make a layer object one of class `kind`, newly initialised, at the same place.
+
+    Whatever refers to the object (graphs, containers, wrappers, trackers, closures)
+    refers to the new layer then. Of the old one, no state is left.
+    """
+    place = {name: vars(layer)[name] for name in _PLACE}
+    vars(layer).clear()
+    layer.__class__ = kind
+    vars(layer).update(place)
+    layer.__init__(**config)
+    vars(layer).update(place)
+
+
+def forget_compiled(model):
+    """Make all models in a model trace their functions anew at the next call."""
+    for layer in layers_of(model):
+        for name in _COMPILED:
+            if isinstance(layer, keras.Model) and name in vars(layer):
+                setattr(layer, name, None)
