@@ -1,12 +1,17 @@
 """The rules of the tree: who imports whom, and what an import costs."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
+import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import kdrop
 
 ROOT = Path(__file__).parent.parent
 # Each part may import from the parts before it, and from itself.
@@ -60,6 +65,15 @@ def test_a_file_imports_only_from_the_floors_below(path):
 def test_only_plots_and_figures_import_matplotlib(path):
     imports = any(name.split(".")[0] == "matplotlib" for name in imported(path))
     assert imports == (path.stem in {"plots", "figures"})
+
+
+def test_the_installed_package_is_tested():
+    """Not the checkout beside the tests, which may hold files that a wheel lacks."""
+    distribution = metadata.distribution("kdrop")
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if source.get("dir_info", {}).get("editable"):
+        pytest.skip("kdrop is installed in editable mode")
+    assert Path(kdrop.__file__).is_relative_to(sysconfig.get_path("purelib"))
 
 
 def test_import_loads_neither_data_sets_nor_plots():
