@@ -12,7 +12,7 @@ import numpy as np
 
 import kdrop
 from benchmarks.claim import DROPOUT, Claim, Variants
-from kdrop.ensemble.split import Stages
+from kdrop.ensemble.split import SplitModel
 
 SUFFIXES = "prefix once and 50 suffixes, in one graph"
 LATE = (0, 0, 0, 0.5)  # rates of alexnet32: dropout in its classifier alone
@@ -28,15 +28,15 @@ def _vote(name, *rivals, **settings) -> Variants:
     sampler, inputs = kdrop.Sampler(model), tf.random.stateless_normal(shape, (0, 0))
     call = tf.function(sampler, autograph=False)
     model(inputs[:1])
-    stages = Stages(model)
+    split = SplitModel(model)
 
     @tf.function(autograph=False)
     def suffixes(inputs):
-        shared, rows = stages.once(inputs), tf.range(shape[0])
+        shared, rows = split.prefix(inputs), tf.range(shape[0])
 
         def suffix(number):
             names = tf.stack([tf.fill(rows.shape, number), rows, 0 * rows], axis=1)
-            return stages.sample(shared, rows, tf.cast(names, "uint32"))
+            return split.sample(shared, rows, tf.cast(names, "uint32"))
 
         return tf.map_fn(suffix, tf.range(50), fn_output_signature="float32")
 

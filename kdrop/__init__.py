@@ -1,33 +1,12 @@
 """Dropout layers for Keras that do what the literature says, at the cost of a copy."""
 
-# First: it refuses other backends of Keras than ours.
+# First: it refuses the backends of Keras that kdrop does not support.
 from kdrop import backend as backend
-from kdrop import models, schedules
+from kdrop import layers, models, schedules
 from kdrop.ensemble.exact import subnetworks
 from kdrop.ensemble.sampling import Sampler, sample
 from kdrop.ensemble.uncertainty import summarise
-from kdrop.layers import (
-    AlphaDropout,
-    ConcreteDropout,
-    DropBlock1D,
-    DropBlock2D,
-    DropBlock3D,
-    DropConnectConv2D,
-    DropConnectDense,
-    DropPath,
-    ExactDropout,
-    GaussianDropout,
-    InvertedDropout,
-    SpatialDropout1D,
-    SpatialDropout2D,
-    SpatialDropout3D,
-    StandoutDropout,
-    StochasticDepth,
-    TokenDropout,
-    UniformDropout,
-    VanillaDropout,
-    VariationalDropout,
-)
+from kdrop.layers import *  # noqa: F403
 from kdrop.layers.base import drop_layers
 from kdrop.layers.clock import StepClock
 from kdrop.layers.rate_schedule import RateSchedule
@@ -35,29 +14,9 @@ from kdrop.layers.replace import replace
 
 __version__ = "0.1.0"
 __all__ = [
-    "AlphaDropout",
-    "ConcreteDropout",
-    "DropBlock1D",
-    "DropBlock2D",
-    "DropBlock3D",
-    "DropConnectConv2D",
-    "DropConnectDense",
-    "DropPath",
-    "ExactDropout",
-    "GaussianDropout",
-    "InvertedDropout",
     "RateSchedule",
     "Sampler",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "StandoutDropout",
     "StepClock",
-    "StochasticDepth",
-    "TokenDropout",
-    "UniformDropout",
-    "VanillaDropout",
-    "VariationalDropout",
     "drop_layers",
     "models",
     "replace",
@@ -65,4 +24,5 @@ __all__ = [
     "schedules",
     "subnetworks",
     "summarise",
+    *layers.__all__,
 ]

@@ -1,18 +1,20 @@
 """All that differs between TensorFlow and JAX, and their private names.
 
-A new version of either that moves a private name breaks this file alone.
+Only this file breaks if a new version of either moves a private name.
 """
 
 import contextlib
 import os
 import sys
 
+import numpy as np
+
 BACKENDS = ("tensorflow", "jax")
 
 
 def check_backend():
     """Raise `ImportError` unless Keras runs on TensorFlow or JAX."""
-    # Before Keras is imported: it fails by itself if the backend is not installed.
+    # Keras is not imported first: it fails if its backend is not installed.
     name = None if "keras" in sys.modules else os.environ.get("KERAS_BACKEND")
     if not name:
         import keras
@@ -29,79 +31,67 @@ check_backend()
 
 import keras  # noqa: E402
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+    from tensorflow.python.saved_model.save_context import _save_context
+    from tensorflow.python.saved_model.save_options import VariablePolicy
+else:
+    from jax.extend.core import get_opaque_trace_state
+
 
 def name() -> str:
     """The backend that Keras runs on."""
     return keras.backend.backend()
 
 
-def current_trace():
-    """What tells one trace from another, loops and nested functions in it included.
+# Traces
 
-    Compares equal while the same function is being traced, and in eager mode.
+
+def current_trace():
+    """A value that identifies the function being traced.
+
+    It compares equal as long as the same function is traced, and in eager mode. The
+    body of a loop and a nested function have other traces.
     """
     if name() == "jax":
-        from jax.extend.core import get_opaque_trace_state
-
         return get_opaque_trace_state(convention="flax")
-    import tensorflow as tf
-
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 def is_traced() -> bool:
-    """Whether code runs for a graph in place of values."""
-    if name() == "jax":
-        from jax.extend.core import get_opaque_trace_state
-
-        return get_opaque_trace_state(convention="flax") != _JAX_EAGER
-    import tensorflow as tf
-
-    return not tf.executing_eagerly()
+    """Whether code is being traced instead of run on values."""
+    return current_trace() != _EAGER
 
 
-if name() == "jax":
-    _JAX_EAGER = current_trace()
+_EAGER = current_trace() if name() == "jax" else None
 
 
 def init_scope():
-    """A context in which variables are made in eager mode, out of all functions."""
-    if name() == "jax":
-        return contextlib.nullcontext()
-    import tensorflow as tf
-
-    return tf.init_scope()
+    """A context that creates variables eagerly, outside of any traced function."""
+    return contextlib.nullcontext() if name() == "jax" else tf.init_scope()
 
 
 def in_saved_model() -> bool:
-    """Whether `tf.saved_model.save` builds the graph that it writes."""
-    import tensorflow as tf
-
-    # It is no function's.
+    """Whether `tf.saved_model.save` is building the graph that it writes."""
+    # That graph is the only one that belongs to no function.
     graph = tf.compat.v1.get_default_graph()
     return not tf.executing_eagerly() and not graph.building_function
 
 
-def in_xla(trace) -> bool:
-    """Whether TensorFlow compiles the graph that is being traced with XLA."""
-    from tensorflow.python.ops import control_flow_util
+class TraceKey:
+    """A part of the cache key of `tf.function`, in place of the options of a save.
 
-    return trace is not None and control_flow_util.GraphOrParentsInXlaContext(trace)
-
-
-class _Apart:
-    """Stands in for the options of a save, which are part of a function's cache key.
-
-    Equal to itself alone, so that functions are traced for it and for nothing else. For
-    distributed variables it is the policy under which a save changes nothing.
+    TensorFlow reuses a trace for calls with equal arguments, unless the options of the
+    save that is running differ. A `TraceKey` in their place equals only itself, so
+    functions are traced again for it. Distributed variables read it as the policy
+    under which a save changes nothing.
     """
 
     def __init__(self):
         self.experimental_variable_policy = self
 
     def __eq__(self, other):
-        from tensorflow.python.saved_model.save_options import VariablePolicy
-
         return other is self or other is VariablePolicy.EXPAND_DISTRIBUTED_VARIABLES
 
     def __hash__(self):
@@ -114,72 +104,126 @@ class _Apart:
         return True
 
 
-def apart():
-    """A key for `traced_apart`."""
-    return _Apart() if name() == "tensorflow" else None
+def new_trace_key():
+    """A key for `retraced_for`; `None` on JAX, which does not need one."""
+    return TraceKey() if name() == "tensorflow" else None
 
 
 @contextlib.contextmanager
-def traced_apart(key):
-    """Trace every `tf.function` that is called in this context for `key` alone.
+def retraced_for(key):
+    """A context in which every `tf.function` uses the traces of this key.
 
-    TensorFlow traces a function once for the same arguments. What a layer reads besides
-    its arguments, such as whether it is being sampled, has to be part of the key: else
-    a trace made at inference is used for sampling, and the other way round.
+    A layer reads more than its arguments, for example whether it is being sampled. All
+    of that must be part of the cache key: otherwise a trace made at inference would be
+    reused for sampling, and the reverse.
     """
     if key is None:
         yield
         return
-    from tensorflow.python.saved_model.save_context import _save_context as context
-
-    before = _enter(context, key)
+    before = _swap_save_options(key)
     try:
         yield
     finally:
-        _enter(context, before)
+        _swap_save_options(before)
 
 
 @contextlib.contextmanager
-def traced_together():
-    """Trace functions as outside of `traced_apart`: kernels read nothing besides."""
-    if name() == "jax":
+def shared_traces():
+    """A context in which functions use the traces from outside of `retraced_for`.
+
+    For the kernels, which depend only on their arguments.
+    """
+    key = current_trace_key() if name() == "tensorflow" else None
+    if key is None:
         yield
         return
-    from tensorflow.python.saved_model.save_context import _save_context as context
-
-    before = context.options() if context.in_save_context() else None
-    if isinstance(before, _Apart):
-        _enter(context, None)
+    _swap_save_options(None)
     try:
         yield
     finally:
-        if isinstance(before, _Apart):
-            _enter(context, before)
+        _swap_save_options(key)
 
 
-def current_key():
-    """The key of the innermost `traced_apart`, or `None`."""
-    from tensorflow.python.saved_model.save_context import _save_context as context
-
-    options = context.options() if context.in_save_context() else None
-    return options if isinstance(options, _Apart) else None
+def current_trace_key():
+    """The key of the innermost `retraced_for`, or `None`."""
+    options = _save_context.options() if _save_context.in_save_context() else None
+    return options if isinstance(options, TraceKey) else None
 
 
-def _enter(context, options):
-    """Put options in the place of those of a save, and return those."""
-    before = context.options() if context.in_save_context() else None
-    context.exit_save_context()
+def _swap_save_options(options):
+    """Set the options of the running save, and return the previous ones."""
+    before = _save_context.options() if _save_context.in_save_context() else None
+    _save_context.exit_save_context()
     if options is not None:
-        context.enter_save_context(options)
+        _save_context.enter_save_context(options)
     return before
+
+
+class CallCounter:
+    """Counts calls while a graph runs, for calls that are traced once and run often.
+
+    Args:
+        trace: The `current_trace` whose every run counts from 0.
+    """
+
+    def __init__(self, trace):
+        # Each run of the graph creates a table, so concurrent runs do not share one.
+        with tf.init_scope() if trace is None else trace.as_default():
+            self._table = tf.raw_ops.AnonymousMutableHashTable(
+                key_dtype=tf.int64, value_dtype=tf.int64
+            )
+
+    @staticmethod
+    def is_possible():
+        """Whether calls can be counted here: XLA compiles no hash tables."""
+        trace = current_trace()
+        return trace is None or not control_flow_util.GraphOrParentsInXlaContext(trace)
+
+    def next(self, caller):
+        """int64 scalar: the number of earlier calls with this integer."""
+        key, zero = tf.constant([caller], tf.int64), tf.constant(0, tf.int64)
+        count = tf.raw_ops.LookupTableFindV2(
+            table_handle=self._table, keys=key, default_value=zero
+        )
+        tf.raw_ops.LookupTableInsertV2(
+            table_handle=self._table, keys=key, values=count + 1
+        )
+        return count[0]
+
+
+# Batches
+
+
+def with_equal_rows(rows, inputs, message):
+    """`rows`, which fail with a message if `inputs` have another number of rows."""
+    sizes = tf.shape(inputs)[0], tf.shape(rows)[0]
+    equal = tf.debugging.assert_equal(*sizes, message)
+    with tf.control_dependencies([equal]):
+        return tf.identity(rows)
+
+
+# Replicas
 
 
 def strategy_scope(model):
     """The scope of the `tf.distribute` strategy that a model was made under."""
-    if name() != "tensorflow":
-        return contextlib.nullcontext()
-    import tensorflow as tf
-
-    if tf.distribute.has_strategy():
+    if name() != "tensorflow" or tf.distribute.has_strategy():
         return contextlib.nullcontext()
     return model.distribute_strategy.scope()
+
+
+def first_row(inputs):
+    """uint32 scalar: the row of the global batch that is this replica's first."""
+    replica = tf.distribute.get_replica_context() if name() == "tensorflow" else None
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return np.zeros((), "uint32")
+    batch = tf.shape(inputs)[0] if inputs.shape.rank != 0 else 1
+    number, count = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
+    try:
+        size = tf.one_hot(number, count, dtype="int64") * tf.cast(batch, "int64")
+        sizes = replica.all_reduce(tf.distribute.ReduceOp.SUM, size)
+    except RuntimeError:
+        # Replicas cannot communicate inside a nested function, such as a loop over
+        # time: equal sizes are assumed there.
+        return tf.cast(number * batch, "uint32")
+    return tf.cast(tf.cumsum(sizes, exclusive=True)[number], "uint32")

@@ -1,20 +1,20 @@
-"""What a user got wrong, reported in one sentence."""
+"""Errors of the user, reported in one sentence instead of a traceback."""
 
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 
 class UserError(ValueError):
-    """What a user got wrong, in one sentence."""
+    """A mistake of the user; its message is one complete sentence."""
 
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     """Raise `UserError`, which names the nearest choice, if `name` is not a choice.
 
     Args:
-        kind: What the name is one of, as the sentence says it: "data set".
+        kind: What is chosen, for the message: "data set".
     """
     choices = list(choices)
     if name in choices:
@@ -28,14 +28,14 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def one_sentence(program: str, extra: str) -> Iterator[None]:
+def one_sentence(program: str, extra: str) -> Generator[None]:
     """Exit with status 2 and one sentence on standard error instead of a traceback.
 
-    For the commands: of a `UserError` its sentence, of a missing package the
-    optional dependencies that hold it.
+    It reports a `UserError`, an `OSError`, and a missing package together with the
+    command that installs it.
 
     Args:
-        program: The command's name, before the sentence.
+        program: The name of the command, which begins the sentence.
         extra: The optional dependencies that the command needs.
     """
     try:

@@ -1,6 +1,6 @@
 """Every private name of Keras that is used.
 
-A new version of Keras that moves one breaks this file alone.
+Only this file breaks if a new version of Keras moves one.
 """
 
 import importlib
@@ -12,8 +12,8 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import Trainer
 
-# What the methods of a model write on it: `compile`, `fit`, `predict` and their kin.
-_OF_TRAINING = {
+# Attributes that `compile`, `fit`, `predict` and their kin write on a model.
+_TRAINING_ATTRIBUTES = {
     *vars(Trainer()),
     "_called",
     "_compile_config",
@@ -29,12 +29,17 @@ _OF_TRAINING = {
     "train_function",
 }
 
-
 # The attributes of a layer that belong to its place in a model, not to its class:
-# methods that Keras binds when it makes the object, and its calls in graphs.
-_PLACE = ("build", "quantize", "_inbound_nodes", "_outbound_nodes", "_remat_mode")
+# methods that Keras binds when it creates the object, and its calls in graphs.
+_PLACE_ATTRIBUTES = (
+    "build",
+    "quantize",
+    "_inbound_nodes",
+    "_outbound_nodes",
+    "_remat_mode",
+)
 
-_COMPILED = (
+_COMPILED_FUNCTIONS = (
     "train_function",
     "test_function",
     "predict_function",
@@ -45,12 +50,57 @@ _COMPILED = (
 get_mask, set_mask = get_keras_mask, set_keras_mask
 
 
-def calls():
-    """The context of the outermost call of a layer that is running, or `None`.
+def call_context():
+    """Keras's context of the running call of a layer, or `None` outside of a call.
 
-    Its `entry_layer` is the layer or model that was called first.
+    Its `entry_layer` is the outermost layer or model that is being called.
     """
     return global_state.get_global_attribute("current_call_ctx")
+
+
+def call_at_inference(operation, *args, **kwargs):
+    """Call a layer or another operation of a graph with `training=False`."""
+    if "training" in getattr(operation, "_call_context_args", ()):
+        kwargs["training"] = False
+    return operation(*args, **kwargs)
+
+
+def functional_graph(model):
+    """The Functional model that a Functional or Sequential one runs; else `None`."""
+    if isinstance(model, keras.Sequential):
+        return model._functional if _calls_as(model, keras.Sequential) else None
+    if isinstance(model, Functional) and _calls_as(model, Functional):
+        return model
+    return None
+
+
+def _calls_as(model, base):
+    return type(model).call is base.call
+
+
+def graph_calls(graph):
+    """The calls in a Functional model, in the order in which they run.
+
+    Yields:
+        Keras's nodes, with `operation`, `arguments`, `input_tensors` and `outputs`.
+    """
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        yield from (x for x in graph._nodes_by_depth[depth] if not x.is_input)
+
+
+def pack_outputs(graph, outputs):
+    """The structure of a Functional model's outputs, with these tensors in it."""
+    return tree.pack_sequence_as(graph._outputs_struct, outputs)
+
+
+def standardise_inputs(model, inputs, **settings):
+    """The list of tensors that a model's graph computes for a structure of inputs."""
+    if model._convert_input_args:
+        policy = model.dtype_policy
+        inputs = tree.map_structure(
+            lambda x: policy.convert_input(x, model.autocast, model.input_dtype), inputs
+        )
+    return functional_graph(model)._standardize_inputs(inputs)
 
 
 def attributes(layer) -> dict:
@@ -58,17 +108,17 @@ def attributes(layer) -> dict:
     return {
         name: value
         for name, value in vars(layer).items()
-        if name not in _OF_TRAINING and not name.startswith("_kdrop")
+        if name not in _TRAINING_ATTRIBUTES and not name.startswith("_kdrop")
     }
 
 
 def input_structure(model):
-    """What a model's call takes, as Keras's `model.export` takes it.
+    """The inputs of a model's `call`, in the form that `model.export` uses.
 
     Returns:
         A structure of `keras.KerasTensor`; the names of the input layers in the order
-        of its tensors, empty if the model has none; and whether the structure is a
-        dictionary of several arguments of the call instead of the first one.
+        of its tensors, empty if the model has no input layers; and whether the
+        structure is a dictionary of several arguments of `call` instead of its first.
 
     Raises:
         ValueError: If the model has not been built, or a subclassed one not called.
@@ -87,7 +137,7 @@ def input_structure(model):
     def tensor(shape):
         return keras.KerasTensor((None, *shape[1:]), model.input_dtype)
 
-    # Keras records the shapes alone, as arguments of `build`.
+    # Keras records only the shapes, as arguments of `build`.
     arguments = {
         name.removesuffix("_shape"): tree.map_shape_structure(tensor, _plain(shape))
         for name, shape in shapes.items()
@@ -98,7 +148,7 @@ def input_structure(model):
 
 
 def _plain(structure):
-    """A structure whose dictionaries and lists are not Keras's tracked ones."""
+    """The structure with plain dictionaries and lists, not Keras's tracked ones."""
     if isinstance(structure, dict):
         return {key: _plain(value) for key, value in structure.items()}
     if isinstance(structure, list | tuple):
@@ -107,7 +157,7 @@ def _plain(structure):
 
 
 def custom_classes(model):
-    """The classes in a model that are not of Keras or kdrop, as `MODULE:NAME`."""
+    """The classes of a model's layers outside Keras and kdrop, as `MODULE:NAME`."""
     classes = {type(layer) for layer in layers_of(model)}
     names = {f"{each.__module__}:{each.__qualname__}" for each in classes}
     return sorted(n for n in names if n.split(".")[0] not in ("keras", "kdrop"))
@@ -118,7 +168,7 @@ def load_called(file, classes):
 
     Args:
         file: The path of the file.
-        classes: What `custom_classes` returned for the model.
+        classes: The result of `custom_classes` for the model.
 
     Raises:
         ValueError: If a class is not at the top level of a module that can be imported.
@@ -165,12 +215,12 @@ def time_steps(layer):
 
 
 def become(layer, kind, config):
-    """Make a layer object one of class `kind`, newly initialised, at the same place.
+    """Turn a layer into a newly initialised one of class `kind`, in the same object.
 
-    Whatever refers to the object (graphs, containers, wrappers, trackers, closures)
-    refers to the new layer then. Of the old one, no state is left.
+    All references to the object (graphs, containers, wrappers, trackers, closures)
+    then refer to the new layer. No state of the old one remains.
     """
-    place = {name: vars(layer)[name] for name in _PLACE}
+    place = {name: vars(layer)[name] for name in _PLACE_ATTRIBUTES}
     vars(layer).clear()
     layer.__class__ = kind
     vars(layer).update(place)
@@ -179,8 +229,8 @@ def become(layer, kind, config):
 
 
 def forget_compiled(model):
-    """Make all models in a model trace their functions anew at the next call."""
+    """Make a model and the models in it retrace their functions at the next call."""
     for layer in layers_of(model):
-        for name in _COMPILED:
+        for name in _COMPILED_FUNCTIONS:
             if isinstance(layer, keras.Model) and name in vars(layer):
                 setattr(layer, name, None)

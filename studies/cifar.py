@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kdrop.ensemble.uncertainty import MEASURES, are_probabilities
+from kdrop.ensemble.calibration import MEASURES
+from kdrop.ensemble.uncertainty import are_probabilities
 from kdrop.training.data import Data
 from kdrop.training.experiment import EVALUATION_BATCH, Experiment, Run
 from kdrop.training.pipeline import batches

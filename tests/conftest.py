@@ -16,17 +16,24 @@ EVERYWHERE = {
     f"test_{name}.py"
     for name in (
         "bits",
-        "ensemble",
+        "equal_names",
+        "exact_ensemble",
+        "fingerprint",
         "kernels",
         "layers",
         "processes",
+        "sampled_calls",
         "sampling",
         "schedules",
+        "split",
         "uncertainty",
     )
 }
 if os.environ.get("CI_FULL") == "1":
-    EVERYWHERE.add("test_replace.py")  # minutes long
+    # Minutes long.
+    EVERYWHERE |= {
+        f"test_{name}.py" for name in ("remaining", "replace", "replace_copy")
+    }
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.rglob("test_*.py")
     collect_ignore = [str(path) for path in tests if path.name not in EVERYWHERE]

@@ -76,6 +76,23 @@ def test_the_installed_package_is_tested():
     assert Path(kdrop.__file__).is_relative_to(sysconfig.get_path("purelib"))
 
 
+@pytest.mark.parametrize(
+    ("private", "file"),
+    [
+        ("keras.src", "kdrop/keras_internals.py"),
+        ("tensorflow.python", "kdrop/backend.py"),
+        ("jax.extend", "kdrop/backend.py"),
+    ],
+)
+def test_one_file_imports_private_modules(private, file):
+    users = {
+        str(path)
+        for path in FILES
+        if any(n.startswith(private) for n in imported(path))
+    }
+    assert users == {file}
+
+
 def test_import_loads_neither_data_sets_nor_plots():
     # Keras itself imports matplotlib where it finds it.
     code = (

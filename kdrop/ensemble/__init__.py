@@ -1,1 +1,1 @@
-"""Sub-networks: sampled, enumerated, and how far their predictions can be trusted."""
+"""Monte Carlo samples, exact ensembles, and how far to trust their predictions."""

@@ -1,4 +1,4 @@
-"""The exact ensemble: all sub-networks of a small network, each by its probability."""
+"""The exact ensemble: all sub-networks of a small network, by their probability."""
 
 import math
 from typing import NamedTuple
@@ -6,36 +6,38 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, tree
 
-from kdrop.ensemble.sampling import (
-    _build,
-    _check_drops,
-    _check_model,
-    _check_rates,
-    warn_of_others,
+from kdrop.ensemble.checks import (
+    check_drop_layers,
+    check_model,
+    check_rates,
+    warn_of_other_dropout,
 )
-from kdrop.ensemble.split import Stages, at_inference, length, rows_of, stochastic
+from kdrop.ensemble.compiled_sampler import build
+from kdrop.ensemble.split import SplitModel, length, rows_of
 from kdrop.ensemble.uncertainty import are_probabilities, two_columns
+from kdrop.keras_internals import call_at_inference
+from kdrop.layers.base import active_drop_layers
 from kdrop.masks import kernels
 
-MOST_DECISIONS = 20  # of a model whose sub-networks are all computed
+MAX_DECISIONS = 20
 
 
 class Subnetworks(NamedTuple):
-    """The vote of all sub-networks, and how far weight scaling is from it."""
+    """The exact ensemble of a network, and how far weight scaling is from it."""
 
     count: int  # of sub-networks
     arithmetic: np.ndarray  # (examples, ...): mean of their outputs
     geometric: np.ndarray | None  # normalised; None if outputs are no probabilities
     weight_scaling: np.ndarray  # (examples, ...): outputs of the model at inference
-    difference: float  # largest of weight scaling from the arithmetic mean
+    difference: float  # largest distance of weight scaling from the arithmetic mean
 
 
 def subnetworks(model, inputs):
-    """The exact ensemble: all sub-networks of a small network, each by its probability.
+    """Compute the exact ensemble of all sub-networks, weighted by their probability.
 
-    A sub-network is one choice of what every drop layer drops. For a linear network
+    A sub-network is one choice of the units that are dropped. For a linear network
     weight scaling is their arithmetic mean, for softmax regression their normalised
-    geometric mean; for others it approximates them.
+    geometric mean; for other networks it is an approximation.
 
     Args:
         model: A Sequential or Functional `keras.Model` with one output, whose drop
@@ -46,49 +48,53 @@ def subnetworks(model, inputs):
         `Subnetworks`, a named tuple.
 
     Raises:
-        ValueError: If there is nothing to drop or too much, or a drop layer does
-            something else than to drop or keep.
+        ValueError: If there are no decisions or too many, or a drop layer does more
+            than dropping or keeping single units.
 
     Reference: [Hinton et al., 2012](https://arxiv.org/abs/1207.0580);
     [Baldi and Sadowski, 2013](https://papers.nips.cc/paper/4878-understanding-dropout),
     section 2
+
+    >>> import keras, numpy, kdrop
+    >>> model = keras.Sequential([keras.Input((2,)), kdrop.VanillaDropout(0.5)])
+    >>> ensemble = kdrop.subnetworks(model, numpy.array([[2.0, 6.0]]))
+    >>> ensemble.count, ensemble.arithmetic.tolist(), ensemble.difference
+    (4, [[1.0, 3.0]], 0.0)
     """
-    _check_model(model)
+    check_model(model)
     inputs = tree.map_structure(ops.convert_to_tensor, inputs)
-    _build(model, inputs)
-    _check_drops(model)
-    _check_rates(model)
-    warn_of_others(model)
-    stages, examples, places = Stages(model), length(inputs), []
+    build(model, inputs)
+    check_drop_layers(model)
+    check_rates(model)
+    warn_of_other_dropout(model)
+    split, examples, dropped_calls = SplitModel(model), length(inputs), []
 
-    def noting_decisions(operation, *args, **kwargs):
-        if stochastic(operation):
-            places.append((operation, _decisions(operation, *args, **kwargs)))
-        return at_inference(operation, *args, **kwargs)
+    def record_decisions(operation, *args, **kwargs):
+        if active_drop_layers(operation):
+            shape = _decision_shape(operation, *args, **kwargs)
+            dropped_calls.append((operation, shape))
+        return call_at_inference(operation, *args, **kwargs)
 
-    shared = stages.once(inputs)
-    scaled = ops.convert_to_numpy(stages.vary(shared, noting_decisions)).astype(
-        "float64"
-    )
+    prefix_outputs = split.prefix(inputs)
+    scaled = _float64(split.suffix(prefix_outputs, record_decisions))
     rates = np.concatenate(
-        [np.full(math.prod(s), _exact_rate(layer)) for layer, s in places]
+        [np.full(math.prod(s), _exact_rate(layer)) for layer, s in dropped_calls]
     )
-    if len(rates) > MOST_DECISIONS:
+    if len(rates) > MAX_DECISIONS:
         raise ValueError(
             f"Model {model.name!r} has 2^{len(rates)} sub-networks for an example; at "
-            f"most 2^{MOST_DECISIONS} are computed. `kdrop.sample` draws some of them."
+            f"most 2^{MAX_DECISIONS} are computed. `kdrop.sample` draws some of them."
         )
     arithmetic, logarithm = np.zeros_like(scaled), np.zeros_like(two_columns(scaled))
     count, size = 2 ** len(rates), max(1, 2**16 // max(1, examples))
     for first in range(0, count, size):
-        which = np.arange(first, min(first + size, count))
-        dropped = which[:, None] >> np.arange(len(rates)) & 1 == 1
+        numbers = np.arange(first, min(first + size, count))
+        dropped = numbers[:, None] >> np.arange(len(rates)) & 1 == 1
         weights = np.where(dropped, rates, 1 - rates).prod(axis=1)
+        rows = rows_of(prefix_outputs, np.tile(np.arange(examples), len(numbers)))
         masks = np.repeat(dropped, examples, axis=0)
-        stacked = rows_of(shared, np.tile(np.arange(examples), len(which)))
-        outputs = stages.vary(stacked, _thinned(places, masks))
-        outputs = ops.convert_to_numpy(outputs).astype("float64")
-        outputs = outputs.reshape(len(which), *scaled.shape)
+        outputs = _float64(split.suffix(rows, _call_with_masks(dropped_calls, masks)))
+        outputs = outputs.reshape(len(numbers), *scaled.shape)
         arithmetic += np.tensordot(weights, outputs, 1)
         if logarithm is not None and are_probabilities(outputs):
             with np.errstate(divide="ignore"):
@@ -100,12 +106,16 @@ def subnetworks(model, inputs):
     return Subnetworks(count, arithmetic, geometric, scaled, difference)
 
 
+def _float64(tensor):
+    return ops.convert_to_numpy(tensor).astype("float64")
+
+
 def _exact_rate(layer):
     return kernels.threshold(layer.rate) / 2**32
 
 
-def _decisions(layer, inputs, *args, **kwargs):
-    """The shape of what a drop layer decides for one example."""
+def _decision_shape(layer, inputs, *args, **kwargs):
+    """The shape of the decisions that a drop layer makes for one example."""
     if getattr(getattr(layer, "kernel", None), "noise", None) is not kernels.dropped:
         raise ValueError(
             f"Sub-networks can be counted where layers drop or keep single units, and "
@@ -116,15 +126,15 @@ def _decisions(layer, inputs, *args, **kwargs):
     return [n or size for n, size in zip(shape, inputs.shape, strict=True)][1:]
 
 
-def _thinned(places, masks):
-    """A call for `Stages.vary` in which each row drops what its row of masks says."""
-    places, start = iter(places), 0
+def _call_with_masks(dropped_calls, masks):
+    """A call for `SplitModel.suffix` that drops the units marked in `masks`."""
+    dropped_calls, start = iter(dropped_calls), 0
 
     def call(operation, *args, **kwargs):
         nonlocal start
-        if not stochastic(operation):
-            return at_inference(operation, *args, **kwargs)
-        layer, shape = next(places)
+        if not active_drop_layers(operation):
+            return call_at_inference(operation, *args, **kwargs)
+        layer, shape = next(dropped_calls)
         end = start + math.prod(shape)
         mask = ops.reshape(ops.convert_to_tensor(masks[:, start:end]), (-1, *shape))
         start = end
@@ -136,6 +146,7 @@ def _thinned(places, masks):
 
 
 def _normalised(logarithm, like):
-    with np.errstate(invalid="ignore"):  # no class that all sub-networks hold possible
+    # Not a number where each class has probability 0 in some sub-network.
+    with np.errstate(invalid="ignore"):
         mean = np.exp(logarithm - logarithm.max(axis=-1, keepdims=True))
     return (mean / mean.sum(axis=-1, keepdims=True))[..., -like.shape[-1] :]

@@ -7,7 +7,8 @@ import keras
 from keras import ops
 
 from kdrop import keras_internals
-from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
+from kdrop.layers.base import Noise
+from kdrop.layers.checks import dense_unless_matrix, refuse_quantization
 from kdrop.masks import kernels
 
 

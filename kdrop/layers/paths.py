@@ -62,7 +62,7 @@ class StochasticDepth(Drop):
         return _drop_rows(kernels.VANILLA, inputs, draw, rows)
 
     def infer(self, inputs):
-        return kernels.scale(inputs, self.kept(kernels.wide(inputs.dtype)))
+        return kernels.scale(inputs, self.keep_fraction(kernels.wide(inputs.dtype)))
 
 
 def _drop_rows(kernel, inputs, draw, rows):

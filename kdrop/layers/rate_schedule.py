@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from kdrop import backend
 from kdrop.layers.base import drop_layers
 from kdrop.schedules import Schedule
 
@@ -12,13 +13,13 @@ from kdrop.schedules import Schedule
 class RateSchedule(keras.callbacks.Callback):
     """Set the rate of a model's drop layers before each step or epoch of `fit`.
 
-    Progress is 0.0 in the first step (or epoch) and 1.0 in the last, as numbered by
-    `epochs`; where there is one alone it is 0.0. So `fit(initial_epoch=...)` and
+    Progress is 0.0 in the first step (or epoch) and 1.0 in the last one according to
+    `epochs`; with a single one it is 0.0. So `fit(initial_epoch=...)` and
     `keras.callbacks.BackupAndRestore` continue the schedule. The steps of one execution
     (`steps_per_execution`) share the rate of its first step, and progress is 1.0 in the
-    last execution. After training the last rate stays. `history.history["rate"]` holds
-    the rate at the end of each epoch, of several schedules that of the last; callbacks
-    that read it from the logs come after this one.
+    last execution. The last rate remains after training. `history.history["rate"]`
+    holds the rate at the end of each epoch, with several schedules that of the last
+    one; callbacks that read it from the logs must come after this one.
 
     Args:
         schedule: Function from progress in [0, 1] to the rate of all the layers.
@@ -26,8 +27,17 @@ class RateSchedule(keras.callbacks.Callback):
         by: "step" or "epoch". On JAX each change costs a copy of the model's state.
 
     Raises:
-        ValueError: If an argument is not as said; in `fit`, if there is no layer to
-            set, or `by="step"` and the number of steps in an epoch is unknown.
+        ValueError: If `schedule` is no function or `by` is another word; in `fit`, if
+            there is no layer to set, or `by="step"` and the number of steps in an epoch
+            is unknown.
+
+    >>> import keras, numpy, kdrop
+    >>> model = keras.Sequential([kdrop.InvertedDropout(0.5), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> ramp = kdrop.RateSchedule(lambda progress: 0.4 * progress, by="epoch")
+    >>> x, y = numpy.ones((4, 3)), numpy.ones((4, 1))
+    >>> model.fit(x, y, epochs=3, verbose=0, callbacks=[ramp]).history["rate"]
+    [0.0, 0.2, 0.4]
     """
 
     def __init__(
@@ -69,10 +79,10 @@ class RateSchedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.by == "step":
-            together: Any = self.model.steps_per_execution
-            last = self._steps - 1 - (self._steps - 1) % together
-            before_last = (self._epochs - 1) * self._steps
-            self._set(self._epoch * self._steps + batch, before_last + last)
+            per_execution: Any = self.model.steps_per_execution
+            last_execution = self._steps - 1 - (self._steps - 1) % per_execution
+            last = (self._epochs - 1) * self._steps + last_execution
+            self._set(self._epoch * self._steps + batch, last)
 
     def on_epoch_end(self, epoch, logs: Any = None):
         logs["rate"] = self._scheduled[0].rate
@@ -80,8 +90,8 @@ class RateSchedule(keras.callbacks.Callback):
     def _set(self, number, last):
         rate = self.schedule(number / last if last else 0.0)
         changed = [layer for layer in self._scheduled if layer.rate != rate]
-        if changed and keras.backend.backend() == "jax":
-            # Within an epoch the variables are empty, the state lies outside of them.
+        if changed and backend.name() == "jax":
+            # Within an epoch the state is outside of the variables, which are empty.
             self.model.jax_state_sync()
         for layer in changed:
             layer.rate = rate
@@ -89,8 +99,7 @@ class RateSchedule(keras.callbacks.Callback):
 
 def rated_layers(model: Any) -> list[Any]:
     """The drop layers of a model whose rate can be set."""
-    return [
-        layer
-        for layer in drop_layers(model)
-        if getattr(getattr(type(layer), "rate", None), "fset", None) is not None
+    properties = [
+        (layer, getattr(type(layer), "rate", None)) for layer in drop_layers(model)
     ]
+    return [layer for layer, rate in properties if getattr(rate, "fset", None)]

@@ -10,9 +10,10 @@ import numpy as np
 
 from kdrop import backend, keras_internals
 from kdrop.layers import regions, units
-from kdrop.layers.base import Draws, Noise
+from kdrop.layers.base import Noise
+from kdrop.layers.draws import Draws
 
-_OURS = {
+_REPLACEMENTS = {
     keras.layers.Dropout: units.InvertedDropout,
     keras.layers.GaussianDropout: units.GaussianDropout,
     keras.layers.AlphaDropout: units.AlphaDropout,
@@ -21,8 +22,8 @@ _OURS = {
     keras.layers.SpatialDropout3D: regions.SpatialDropout3D,
 }
 
-# What layers of Keras, KerasHub and others call the fraction that they drop.
-_RATES = ("rate", "p", "dropout", "recurrent_dropout")
+# The names that layers of Keras, KerasHub and others use for the fraction to drop.
+_RATE_NAMES = ("rate", "p", "dropout", "recurrent_dropout")
 
 
 def replace(model, in_place=False):
@@ -31,15 +32,16 @@ def replace(model, in_place=False):
     Every `Dropout`, `GaussianDropout`, `AlphaDropout` and `SpatialDropout` that Keras
     tracks is replaced: in graphs, attributes, lists and dictionaries of layers, in
     wrappers, nested models and `MultiHeadAttention`. Names, rates, seeds (modulo 2^32),
-    noise shapes, dtype policies, weights and the model's class stay.
+    noise shapes, dtype policies, weights and the model's class do not change.
 
-    One warning names the layers that go on dropping by Keras's own means: subclasses of
-    its dropout layers, and layers that drop without one, such as `LSTM(dropout=0.1)`.
+    One warning names the layers that are not replaced and still drop: subclasses of
+    Keras's dropout layers, and layers that drop without one, such as
+    `LSTM(dropout=0.1)`.
 
     A saved model stores its config. Drop layers in the config of a Functional or
-    Sequential model load as kdrop's. Those that a layer or model makes in its own
-    code (`MultiHeadAttention`, KerasHub) load as Keras's; this restores kdrop's, and
-    `sample` gives the same samples then:
+    Sequential model load as kdrop's. Those that a layer or model creates in its own
+    code (`MultiHeadAttention`, KerasHub) load as Keras's. This restores kdrop's, so
+    that `sample` gives the same samples as before:
 
         model = kdrop.replace(keras.models.load_model(path), in_place=True)
         model.load_weights(path)
@@ -47,10 +49,10 @@ def replace(model, in_place=False):
     Args:
         model: A `keras.Model` of any kind, compiled or not.
         in_place: If `False`, replace the layers in a copy, which is made by saving and
-            loading the model, and leave the model as it is. If `True`, replace them
-            in the model itself: the same object, weights and optimizer. Other models
-            that share its layers then have the new ones too: compile those again, and
-            trace functions of your own (`tf.function`, `jax.jit`) again.
+            loading the model. If `True`, replace them in the model itself: the same
+            object, weights and optimizer. Other models that share its layers then
+            have the new ones too: compile those again, and retrace your own functions
+            (`tf.function`, `jax.jit`).
 
     Returns:
         The copy, not compiled, or the model itself.
@@ -58,28 +60,34 @@ def replace(model, in_place=False):
     Raises:
         ValueError: If `model` is not a model, if a rate is 1, or if `in_place` is
             `False` and Keras cannot copy the model. The model is then unchanged.
+
+    >>> import keras, kdrop
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.3)])
+    >>> layer = kdrop.replace(model).layers[0]
+    >>> type(layer).__name__, layer.rate
+    ('InvertedDropout', 0.3)
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"replace() takes a keras.Model. Received: {model!r}")
     layers = _layers(model)
-    configs = [_config(layer) for layer in layers]
+    configs = [_replacement_config(layer) for layer in layers]
     result = model if in_place else _copy(model)
     with backend.strategy_scope(result):
         for layer, other, config in zip(layers, _layers(result), configs, strict=True):
-            if type(other) in _OURS:
+            if type(other) in _REPLACEMENTS:
                 _become(other, config, layer)
     keras_internals.forget_compiled(result)
-    message = " ".join(_limits(result))
+    message = " ".join(_limitations(result))
     if message:
         warnings.warn(message, stacklevel=2)
     return result
 
 
 def remaining(model):
-    """Names of the layers that drop in training by other means than kdrop's layers.
+    """Names of the layers that drop in training without being drop layers of kdrop.
 
     Those are Keras's dropout layers and their subclasses, other layers with a seed
-    generator and a rate above 0 (`Attention`), and RNN layers whose cells have one.
+    generator and a rate above 0 (`Attention`), and RNN layers with such cells.
     """
     layers = keras_internals.layers_of(model)
     owners = {
@@ -94,52 +102,51 @@ def remaining(model):
 
 
 def _drops(layer):
-    # Some of KerasHub's layers draw from Keras's global generator and have none.
-    named = "drop" in type(layer).__name__.lower() and not keras_internals.holds_layers(
-        layer
-    )
-    if isinstance(layer, Noise) or not (
-        named or keras_internals.has_seed_generator(layer)
-    ):
+    if isinstance(layer, Noise):
         return False
+    if not keras_internals.has_seed_generator(layer):
+        # Some layers of KerasHub draw from Keras's global generator.
+        if "drop" not in type(layer).__name__.lower():
+            return False
+        if keras_internals.holds_layers(layer):
+            return False
     names = (name for name in vars(layer) if "drop" in name and name[0] != "_")
-    rates = (getattr(layer, name, None) for name in (*_RATES, *names))
+    rates = (getattr(layer, name, None) for name in (*_RATE_NAMES, *names))
     return any(isinstance(rate, numbers.Real) and rate > 0 for rate in rates)
 
 
 def _layers(model):
-    """All layers of a model but those inside kdrop's, which Keras's do not have."""
+    """All layers of a model except those inside kdrop's, which Keras's do not have."""
     return [x for x in keras_internals.layers_of(model) if not isinstance(x, Draws)]
 
 
-def _kind(layer):
-    return _OURS.get(type(layer), type(layer))
+def _replaced_type(layer):
+    return _REPLACEMENTS.get(type(layer), type(layer))
 
 
-def _config(layer):
-    """The arguments of a layer that replaces this one, or `None`; raises if invalid."""
-    if _kind(layer) not in _OURS.values():
+def _replacement_config(layer):
+    """The arguments of a layer's replacement, or `None`; raises if they are invalid."""
+    if _replaced_type(layer) not in _REPLACEMENTS.values():
         return None
-    # Keras's spatial layers leave `trainable` and the policy out of their config.
-    own = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
-    config = {**layer.get_config(), **own}
+    # The configs of Keras's spatial layers lack `trainable` and the policy.
+    missing = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
+    config = {**layer.get_config(), **missing}
     if config["seed"] is not None:
         config["seed"] %= 2**32
-    _kind(layer)(**config)
+    _replaced_type(layer)(**config)
     return config
 
 
-def _become(other, config, layer):
-    """Replace a layer of Keras that stands where the model has `layer`."""
-    # Replaced before, and made by Keras again in a copy.
-    before = layer.draws if isinstance(layer, Noise) else None
-    keras_internals.become(other, _OURS[type(other)], config)
-    if before is not None:
-        other.draws.resume(before)
+def _become(keras_layer, config, original):
+    """Replace a layer of Keras, whose counterpart in the user's model is `original`."""
+    keras_internals.become(keras_layer, _REPLACEMENTS[type(keras_layer)], config)
+    # Replaced earlier in the original, created by Keras again in the copy.
+    if isinstance(original, Noise) and original is not keras_layer:
+        keras_layer.draws.resume(original.draws)
 
 
 def _copy(model):
-    """The model as Keras saves and loads it; raises where that is not the same model.
+    """Save and load the model; raises if the result is not the same model.
 
     `clone_model` would lose the class of a Functional subclass, and fails on KerasHub.
     """
@@ -151,37 +158,22 @@ def _copy(model):
     }
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            # That an unbuilt model has no weights yet is as it should be.
+            # Keras warns that an unbuilt model has no weights yet.
             warnings.simplefilter("ignore")
             path = os.path.join(folder, "model.keras")
             model.save(path)
             copy = keras.models.load_model(path, custom, compile=False, safe_mode=False)
-    except Exception as error:  # whatever the code of the model's layers raises
+    except Exception as error:  # anything that the code of the layers raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise _refusal(model, f"saving and loading it failed ({reason})") from error
     for difference in _differences(model, copy):
         raise _refusal(model, f"loaded from a file, it has other {difference}")
-    for theirs, ours in (_layers(model), _layers(copy)), (model.weights, copy.weights):
-        for one, other in zip(theirs, ours, strict=True):
+    pairs = (_layers(model), _layers(copy)), (model.weights, copy.weights)
+    for originals, copies in pairs:
+        for one, other in zip(originals, copies, strict=True):
             if other.trainable != one.trainable:
                 other.trainable = one.trainable
     return copy
-
-
-def _differences(model, copy):
-    layers, copies = _layers(model), _layers(copy)
-    if [_kind(layer) for layer in layers] != [_kind(layer) for layer in copies]:
-        yield "layers"
-    common = vars(keras.Sequential(name="any")).keys()
-    for layer, other in zip(layers, copies, strict=True):
-        replaced = _kind(layer) in _OURS.values()
-        if not (replaced or _same_settings(layer, other, common)):
-            yield f"settings of layer {layer.name!r}"
-    if len(model.weights) != len(copy.weights):
-        yield "weights"
-    for weight, other in zip(model.weights, copy.weights, strict=True):
-        if _value(weight) != _value(other):
-            yield f"values of weight {weight.path!r}"
 
 
 def _refusal(model, reason):
@@ -191,42 +183,55 @@ def _refusal(model, reason):
     )
 
 
-def _same_settings(layer, other, common):
-    """Whether dtype policies and plain values in public attributes are equal.
+def _differences(model, copy):
+    layers, copies = _layers(model), _layers(copy)
+    if list(map(_replaced_type, layers)) != list(map(_replaced_type, copies)):
+        yield "layers"
+    for layer, other in zip(layers, copies, strict=True):
+        replaced = _replaced_type(layer) in _REPLACEMENTS.values()
+        if not (replaced or _same_settings(layer, other)):
+            yield f"settings of layer {layer.name!r}"
+    if len(model.weights) != len(copy.weights):
+        yield "weights"
+    for weight, other in zip(model.weights, copy.weights, strict=True):
+        if _bytes(weight) != _bytes(other):
+            yield f"values of weight {weight.path!r}"
 
-    The names in `common` are left out: every model has them, and compiling and
-    building change them.
-    """
+
+def _same_settings(layer, other):
+    """Whether dtype policies and plain values in public attributes are equal."""
+    # Compiling and building a model changes the attributes that every model has, and a
+    # copy that was never called may lack some.
+    ignored = vars(keras.Sequential(name="any")).keys()
+    common = vars(layer).keys() & vars(other).keys() - ignored
     return layer.dtype_policy == other.dtype_policy and all(
-        _listed(value) == _listed(vars(other)[name])
-        for name, value in vars(layer).items()
-        if _plain(value)
-        and name in vars(other).keys() - common
-        and not name.startswith("_")
+        _listed(vars(layer)[name]) == _listed(vars(other)[name])
+        for name in common
+        if not name.startswith("_") and _is_plain(vars(layer)[name])
     )
 
 
-def _plain(value):
+def _is_plain(value):
     if isinstance(value, tuple):
-        return all(map(_plain, value))
+        return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
 
 
 def _listed(value):
-    """The value with lists in place of tuples, which a file does not know."""
+    """The value with lists instead of tuples, which a file does not distinguish."""
     return list(map(_listed, value)) if isinstance(value, list | tuple) else value
 
 
-def _value(variable):
+def _bytes(variable):
     value = np.asarray(variable.value)
     return value.shape, value.dtype, value.tobytes()
 
 
-def _limits(model):
-    """Sentences that name the layers whose dropout is not all that kdrop promises."""
+def _limitations(model):
+    """Sentences about layers for which kdrop does not keep all its promises."""
     if names := remaining(model):
         yield (
-            "These layers still drop by their own means, which kdrop does not sample: "
+            "These layers drop without a layer of kdrop, which kdrop does not sample: "
             f"{', '.join(map(repr, names))}."
         )
     names = [
@@ -236,7 +241,7 @@ def _limits(model):
         and any(isinstance(inner, Noise) for inner in _layers(layer))
         and keras_internals.time_steps(layer) is None
     ]
-    if names and keras.backend.backend() == "tensorflow":  # by `vectorized_map`
+    if names and backend.name() == "tensorflow":  # by `vectorized_map`
         yield (
             "Where the number of time steps is unknown when TensorFlow traces them, "
             f"all time steps share one mask in: {', '.join(map(repr, names))}."

@@ -9,35 +9,44 @@ from keras import ops
 
 from kdrop import backend, keras_internals
 
-# The `Sampling` that is going on, or `None`. It is set where a function is traced,
-# never around one that was.
+# The active `Sampling` or `PrefixContext`, or `None`. It is set while a function is
+# traced, never around one that was traced before.
 sampling: contextvars.ContextVar[Any] = contextvars.ContextVar("sampling", default=None)
 
-# For functions that are traced while the layers draw from their own seeds.
-_UNSEEDED, _SHARED = backend.apart(), backend.apart()
-
-
-# In the message of a drop layer whose inputs' first axis is not that of the examples.
+# In the error messages for layers whose inputs have another first axis.
 NOT_BY_EXAMPLE = "the first axis of its inputs is not that of the examples"
 
 
-class Shared:
-    """A context in which what sub-networks share is computed, without any drop layer.
+class _Context:
+    """A context that drop layers find in `sampling`, with traces for one key."""
 
-    Raises:
-        ValueError: In a drop layer that is called all the same.
-    """
+    rows: Any = None
 
-    rows = None
+    def __init__(self, key):
+        self._key = key
 
     def __enter__(self):
         self._token = sampling.set(self)
-        self._apart = backend.traced_apart(_SHARED)
-        self._apart.__enter__()
+        self._traces = backend.retraced_for(self._key)
+        self._traces.__enter__()
+        return self
 
     def __exit__(self, *error):
-        self._apart.__exit__(None, None, None)
+        self._traces.__exit__(None, None, None)
         sampling.reset(self._token)
+
+
+class PrefixContext(_Context):
+    """A context for the prefix of a model, in which no drop layer may draw.
+
+    Raises:
+        ValueError: If a drop layer with a rate above 0 is called.
+    """
+
+    _KEY = backend.new_trace_key()
+
+    def __init__(self):
+        super().__init__(self._KEY)
 
     def samples(self, layer):
         if layer.drops:
@@ -45,64 +54,61 @@ class Shared:
         return False
 
 
-class Sampling:
+class Sampling(_Context):
     """A context in which a model's drop layers drop at inference.
 
     Args:
-        layers: The drop layers of the model that is being sampled, in its order.
-        rows: uint32 tensor `(batch, 3)` that names the rows being computed: their pass,
-            their example and their seed, which stands for the layers' own seeds.
-            Without it the layers draw from their own seeds and draw counts.
+        layers: The drop layers of the model that is sampled, in its order.
+        rows: uint32 tensor `(batch, 3)`: number of the sample, example and seed of each
+            row. That seed replaces the layers' seeds. Without it the layers draw from
+            their own seeds and draw counts.
 
     Raises:
-        ValueError: At the end of the context, if no layer with a rate above 0 has drawn
-            anything. If some have not, it warns.
+        ValueError: At the end of the context, if no layer with a rate above 0 was
+            called. If only some were, it warns.
     """
 
+    # Traces for the layers' own seeds can be reused; those that capture rows cannot.
+    _KEY_WITHOUT_ROWS = backend.new_trace_key()
+
     def __init__(self, layers, rows=None):
+        key = self._KEY_WITHOUT_ROWS if rows is None else backend.new_trace_key()
+        super().__init__(key)
         self.rows, self._layers = rows, layers
         self._occurrence = occurrences(layers, lambda draws: draws.name_hash)
         self._trace, self._calls = backend.current_trace(), collections.Counter()
-        self._table: Any = None
-        # What captures the rows cannot be used for others.
-        self._key = _UNSEEDED if rows is None else backend.apart()
-
-    def __enter__(self):
-        self._token = sampling.set(self)
-        self._apart = backend.traced_apart(self._key)
-        self._apart.__enter__()
-        self._drawn, self._refusal = set(), None
-        return self
+        self._counter = None
+        self._called, self._error_message = set(), None
 
     def __exit__(self, *error):
-        self._apart.__exit__(None, None, None)
-        sampling.reset(self._token)
-        if self._refusal is not None:
-            # Without the lines that were traced, which TensorFlow writes before it.
-            raise ValueError(self._refusal) from None
+        super().__exit__(*error)
+        if self._error_message is not None:
+            # Without the traced lines that TensorFlow puts before the message.
+            raise ValueError(self._error_message) from None
         if error[0] is None:
-            self._check_drawn()
+            self._check_called()
 
-    def _check_drawn(self):
-        # A function that was traced for layers' own seeds is not traced again.
-        drawn = {
+    def _check_called(self):
+        # A reused trace does not call its layers again, so they remember an old call.
+        called = {
             layer.draws
             for layer in self._layers
-            if layer.draws in self._drawn or (self.rows is None and layer.draws.sampled)
+            if layer.draws in self._called
+            or (self.rows is None and layer.draws.was_sampled)
         }
-        missing = [x for x in self._layers if x.drops and x.draws not in drawn]
-        # Some models have layers that they never call.
-        called = [layer for layer in missing if keras_internals.was_called(layer)]
-        if not missing or (drawn and not called):
+        missing = [x for x in self._layers if x.drops and x.draws not in called]
+        # Some models hold layers that they never call.
+        used = [layer for layer in missing if keras_internals.was_called(layer)]
+        if not missing or (called and not used):
             return
-        names = [layer.name for layer in (called if drawn else missing)]
+        names = [layer.name for layer in (used if called else missing)]
         message = (
             f"The drop layers {names} were not called while the model was sampled: "
-            "they drop nothing. Call them at inference too, not under `if training` "
-            "alone, and by the `tf.function` itself where a `get_concrete_function()` "
-            "keeps what was traced at inference."
+            "they drop nothing. Call them at inference too, not only under `if "
+            "training`, and through the `tf.function` itself, because "
+            "`get_concrete_function()` returns what was traced at inference."
         )
-        if not drawn:
+        if not called:
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)
 
@@ -110,29 +116,30 @@ class Sampling:
         """Whether a layer drops."""
         return True
 
-    def note(self, draws):
-        """Note that a layer draws from its own seed."""
+    def record_call(self, draws):
+        """Record that a layer draws from its own seed."""
         self._check_trace()
-        draws.sampled = True
-        self._drawn.add(draws)
+        draws.was_sampled = True
+        self._called.add(draws)
 
     def draw(self, draws, state):
-        """The draw of a layer's next call, and of no other call or layer."""
-        self._drawn.add(draws)
-        number = ops.cast(self._number(draws), state.dtype)
+        """The draw of a layer's next call; no other call or layer has the same one."""
+        self._called.add(draws)
+        number = ops.cast(self._call_number(draws), state.dtype)
         occurrence = ops.full_like(number, self._occurrence.get(draws, 0))
-        zero = ops.zeros_like(number)  # the rows have the seeds
+        zero = ops.zeros_like(number)  # the rows hold the seeds
         return ops.stack([zero, state[1], number, state[3], occurrence])
 
-    def _number(self, draws):
-        """How often a layer has been called before."""
+    def _call_number(self, draws):
+        """A number for a layer's call that none of its other calls has."""
         if backend.current_trace() == self._trace:
             number = self._calls[draws]
             self._calls[draws] += 1
             return number
         self._check_trace()
-        # Traced once, called many times: the graph counts, in numbers of its own.
-        return 2**31 + self._count(draws)
+        # In a loop or nested function, traced once and run often, the graph counts.
+        # Its numbers start at 2^31, above those counted here.
+        return 2**31 + self._count_in_graph(draws)
 
     def _check_trace(self):
         if backend.name() == "jax" and backend.current_trace() != self._trace:
@@ -144,48 +151,33 @@ class Sampling:
             )
 
     def _refuse(self, message):
-        self._refusal = message
+        self._error_message = message
         raise ValueError(message)
 
-    def _count(self, draws):
-        """How many calls the graph has counted before this one."""
-        import tensorflow as tf
-
-        if backend.in_xla(backend.current_trace()):
+    def _count_in_graph(self, draws):
+        if not backend.CallCounter.is_possible():
             self._refuse(
                 "A drop layer was called inside a loop or a nested function that XLA "
                 "compiles while its model was sampled: its calls cannot be counted "
-                "there. Do without `jit_compile=True`."
+                "there. Compile without `jit_compile=True`."
             )
-        if self._table is None:
-            # Made by each run of the graph, so that runs at once do not share it.
-            where = self._trace.as_default() if self._trace else tf.init_scope()
-            with where:
-                self._table = tf.raw_ops.AnonymousMutableHashTable(
-                    key_dtype=tf.int64, value_dtype=tf.int64
-                )
-        places = {layer.draws: place for place, layer in enumerate(self._layers)}
-        if draws not in places:
+        if self._counter is None:
+            self._counter = backend.CallCounter(self._trace)
+        numbers = {layer.draws: number for number, layer in enumerate(self._layers)}
+        if draws not in numbers:
             self._refuse(
                 "A drop layer that Keras does not track was called in a loop or a "
                 "nested function while its model was sampled: make it an attribute of "
                 "the layer that calls it."
             )
-        key = tf.constant([places[draws]], tf.int64)
-        count = tf.raw_ops.LookupTableFindV2(
-            table_handle=self._table, keys=key, default_value=tf.constant(0, tf.int64)
-        )
-        tf.raw_ops.LookupTableInsertV2(
-            table_handle=self._table, keys=key, values=count + 1
-        )
-        return count[0]
+        return self._counter.next(numbers[draws])
 
 
 def occurrences(layers, key):
     """The rank of each layer's draws among those with the same `key(draws)`."""
     counts, ranks = collections.Counter(), {}
     for layer in layers:
-        same = key(layer.draws)
-        ranks[layer.draws] = counts[same]
-        counts[same] += 1
+        equal = key(layer.draws)
+        ranks[layer.draws] = counts[equal]
+        counts[equal] += 1
     return ranks

@@ -2,7 +2,8 @@
 
 import keras
 
-from kdrop.layers.base import Drop, check_noise_shape
+from kdrop.layers.base import Drop
+from kdrop.layers.checks import check_noise_shape
 from kdrop.masks import kernels
 
 
@@ -81,7 +82,7 @@ class VanillaDropout(_Units):
     kernel = kernels.VANILLA
 
     def infer(self, inputs):
-        return kernels.scale(inputs, self.kept(kernels.wide(inputs.dtype)))
+        return kernels.scale(inputs, self.keep_fraction(kernels.wide(inputs.dtype)))
 
 
 @keras.saving.register_keras_serializable("kdrop")

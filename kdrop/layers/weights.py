@@ -5,7 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kdrop.layers.base import Drop, dense_unless_matrix, refuse_quantization
+from kdrop.layers.base import Drop
+from kdrop.layers.checks import dense_unless_matrix, refuse_quantization
 from kdrop.masks import connections, kernels
 
 

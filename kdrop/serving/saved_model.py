@@ -21,15 +21,13 @@ import tensorflow as tf
 from keras import tree
 
 from kdrop import backend, keras_internals
-from kdrop.ensemble.sampling import (
-    MEMORY,
-    Passes,
-    Sampler,
-    stateful_layers,
-    warn_of_others,
-)
-from kdrop.ensemble.split import Stages, stochastic
+from kdrop.ensemble.checks import stateful_layers, warn_of_other_dropout
+from kdrop.ensemble.compiled_sampler import MEMORY, CompiledSampler
+from kdrop.ensemble.sampling import Sampler
+from kdrop.ensemble.split import SplitModel
+from kdrop.ensemble.uncertainty import summarise_tensors
 from kdrop.errors import UserError
+from kdrop.layers.base import active_drop_layers
 from kdrop.masks import kernels
 from kdrop.serving.interface import Interface
 
@@ -185,11 +183,11 @@ def _write_saved_model(model, path: Path, passes: int, task, name: str) -> None:
         input_signature=[interface.inputs],
     )
     outputs = serve.get_concrete_function().structured_outputs
-    sampled = stochastic(model) and not stateful_layers(model)
+    sampled = active_drop_layers(model) and not stateful_layers(model)
     tasks = interface.sampled(outputs, task) if sampled else {}
     warm = {"serving_default": serve}
     if tasks:
-        warn_of_others(model)
+        warn_of_other_dropout(model)
         seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
         warm["sample"] = archive.add_endpoint(
             "sample",
@@ -208,7 +206,7 @@ def _plain(function):
     def call(*args):
         token = kernels.plain.set(True)
         try:
-            with backend.traced_apart(backend.apart()):
+            with backend.retraced_for(backend.new_trace_key()):
                 return function(*args)
         finally:
             kernels.plain.reset(token)
@@ -221,18 +219,19 @@ def _sample_seeded(interface, passes, tasks, several):
     if isinstance(interface.inputs, dict) and "seeds" in interface.inputs:
         raise UserError("a model with drop layers must not have an input named seeds")
 
-    stages, most = Stages(interface.call), 1  # a pass at a time, of all rows
+    split, most = SplitModel(interface.call), 1  # a pass at a time, of all rows
     if not interface.batch_size:
         example = interface.pack(_zeros(interface))
         try:
-            stacked = Passes(interface.call, example)
-            stages, most = stacked.stages, stacked.most(stacked.once(example), MEMORY)
+            sampler = CompiledSampler(interface.call, example)
+            split = sampler.split
+            most = sampler.max_rows(sampler.prefix(example), MEMORY)
         except (ValueError, tf.errors.OpError):
             # Sizes of 1 in place of unknown ones may be too small for the model.
-            stages.go_one_by_one()
+            split.compute_one_by_one()
 
     def sample(*arguments):
-        outputs = interface.name(stages.sample(*arguments))
+        outputs = interface.name(split.sample(*arguments))
         return {name: tf.cast(outputs[name], tf.float32) for name in tasks}
 
     seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
@@ -240,7 +239,7 @@ def _sample_seeded(interface, passes, tasks, several):
     @tf.function(input_signature=[interface.inputs, seeds], autograph=False)
     @_plain
     def seeded(inputs, seeds):
-        shared = stages.once(interface.pack(inputs))
+        shared = split.prefix(interface.pack(inputs))
         rows = tf.shape(tree.flatten(inputs)[0])[0]
         tf.debugging.assert_equal(
             tf.size(seeds), rows, "seeds must be one for each row"
@@ -249,7 +248,7 @@ def _sample_seeded(interface, passes, tasks, several):
         return {
             f"{name}_{key}" if several else key: values
             for name, task in tasks.items()
-            for key, values in _summary(samples[name], task).items()
+            for key, values in summarise_tensors(samples[name], task).items()
         }
 
     return seeded
@@ -267,29 +266,6 @@ def _fresh_seeds(inputs: tf.Tensor) -> tf.Tensor:
         seed=0,
         seed2=0,
     )
-
-
-def _summary(samples, task):
-    """As `kdrop.summarise` has it."""
-    mean = tf.reduce_mean(samples, axis=0)
-    answer = {"mean": mean, "std": tf.math.reduce_std(samples, axis=0)}
-    if task == "classification":
-        if samples.shape[-1] == 1:
-            samples = tf.concat([1 - samples, samples], axis=-1)
-            mean = tf.reduce_mean(samples, axis=0)
-        entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean), axis=-1)
-        excess = samples - mean
-        total = tf.where(mean > 0, mean, 1)
-        near, share = excess / total, samples / total
-        divergence = tf.where(
-            near > -0.5,
-            tf.math.xlog1py(samples, tf.maximum(near, -0.5)),
-            tf.math.xlogy(samples, share),
-        )
-        divergence = tf.reduce_sum(divergence - excess, axis=-1)
-        information = tf.reduce_mean(divergence, axis=0)
-        answer |= {"entropy": tf.maximum(entropy, 0), "mutual_information": information}
-    return answer
 
 
 def _samples(sample, tasks, shared, passes, most, seeds):

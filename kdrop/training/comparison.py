@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from kdrop.ensemble.calibration import MEASURES, PREDICTIONS, vote
 from kdrop.ensemble.sampling import sample
-from kdrop.ensemble.uncertainty import MEASURES, WAYS, vote
 from kdrop.errors import UserError
 from kdrop.serving.saved_model import check_writable, export
 from kdrop.training import plots
@@ -255,7 +255,7 @@ def vote_table(compared: Sequence[Compared], passes: int, part: str) -> Table:
         shown.add_column(heading, justify="right", no_wrap=True)
     for each in compared:
         found = [run.metrics for run in each.runs if "vote_accuracy" in run.metrics]
-        for way, words in WAYS.items() if found else ():
+        for way, words in PREDICTIONS.items() if found else ():
             accuracy, *others = ([m[f"{way}_{n}"] for m in found] for n in MEASURES)
             shown.add_row(
                 each.name,
@@ -325,7 +325,7 @@ def _draw_vote(path, each: Compared, compared: Sequence[Compared], test: Part, d
     assert best.vote is not None
     found = {c.name: c.best.vote for c in compared}
     plots.passes(path / "passes.png", found, test.targets)
-    forecasts = dict(zip(WAYS.values(), best.vote.ways(), strict=True))
+    forecasts = dict(zip(PREDICTIONS.values(), best.vote.predictions(), strict=True))
     plots.reliability(path / "reliability.png", title, forecasts, test.targets)
     samples = best.vote.samples
     if test.inputs.ndim > 2:

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from kdrop import layers, schedules
-from kdrop.ensemble.uncertainty import Vote
+from kdrop.ensemble.calibration import Vote
 from kdrop.errors import UserError, check_choice
 from kdrop.layers.rate_schedule import RateSchedule, rated_layers
 from kdrop.models import MODELS

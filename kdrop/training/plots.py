@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, PercentFormatter
 
-from kdrop.ensemble import uncertainty
+from kdrop.ensemble import calibration
+from kdrop.ensemble.uncertainty import Classification, summarise
 
 Array = np.ndarray
 Names = Sequence[str]
@@ -315,8 +316,8 @@ def reliability(
     above.plot([0, 1], [0, 1], **diagonal)
     handles = []
     for n, (name, probabilities) in enumerate(forecasts.items()):
-        confidence, accuracy, count = uncertainty.reliability(probabilities, targets)
-        error = uncertainty.expected_calibration_error(probabilities, targets)
+        confidence, accuracy, count = calibration.reliability(probabilities, targets)
+        error = calibration.expected_calibration_error(probabilities, targets)
         filled, colour = count > 0, COLOURS[n % 10]
         look: dict = {"color": colour, "marker": MARKERS[n % 10]}
         above.plot(confidence[filled], accuracy[filled], **look)
@@ -370,7 +371,7 @@ def passes(
         marked = [n - 1 for n in (*every, len(count))]
         for panel, measure in (
             (error, _error),
-            (loss, uncertainty.negative_log_likelihood),
+            (loss, calibration.negative_log_likelihood),
         ):
             measured = [measure(mean, targets) for mean in means]
             panel.plot(count, measured, markevery=marked, **look)
@@ -401,9 +402,9 @@ def _error(probabilities: Array, targets: Array) -> float:
     return float(np.mean(probabilities.argmax(axis=1) != targets))
 
 
-def _summary(samples: Array) -> uncertainty.Classification:
-    found = uncertainty.summarise(samples)
-    assert isinstance(found, uncertainty.Classification)
+def _summary(samples: Array) -> Classification:
+    found = summarise(samples)
+    assert isinstance(found, Classification)
     return found
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kdrop
+from kdrop import keras_internals
 from kdrop.layers.replace import remaining
 
 if os.environ.get("CI_FULL") != "1":
@@ -60,7 +61,7 @@ def batch(model, rows=4):
     """Random inputs of a model: tokens, features, and masks that hide nothing."""
     random = np.random.default_rng(0)
 
-    def of(tensor):
+    def values(tensor):
         shape = [STEPS if size is None else size for size in tensor.shape[1:]]
         if "token" in tensor.name:
             return random.integers(1, VOCABULARY, (rows, *shape)).astype("int32")
@@ -69,8 +70,8 @@ def batch(model, rows=4):
         return random.normal(size=(rows, *shape)).astype("float32")
 
     if isinstance(model.input, dict):
-        return {name: of(tensor) for name, tensor in model.input.items()}
-    return of(model.input)
+        return {name: values(tensor) for name, tensor in model.input.items()}
+    return values(model.input)
 
 
 def results(outputs):
@@ -96,7 +97,7 @@ def with_head(backbone):
     return keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(features))
 
 
-# The head reads one output of some, and KerasHub has weights that no output uses.
+# The head uses only one output, and KerasHub has weights that no output uses.
 @pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
 @pytest.mark.parametrize("name", MODELS)
@@ -110,21 +111,23 @@ def test_backbone(name, in_place, tmp_path):
     assert_equal(ours(inputs), expected)
     assert count and not remaining(ours)
     assert len(remaining(theirs)) == (0 if in_place else count)
-    dropouts = [x for x in ours._flatten_layers() if type(x) is kdrop.InvertedDropout]
+    dropouts = [
+        x for x in keras_internals.layers_of(ours) if type(x) is kdrop.InvertedDropout
+    ]
     assert len(dropouts) >= count
     assert differ(kdrop.Sampler(ours)(inputs), expected)
 
-    # It learns, and every one of its drop layers drops that KerasHub calls: not these.
+    # In training every drop layer drops that KerasHub calls. It does not call these.
     unused = "feedforward_dropout" if name == "GPTNeoX" else None
     dropouts = [layer for layer in dropouts if layer.name != unused]
     model = with_head(ours)
     model.compile("adam", "sparse_categorical_crossentropy")
-    before = [x.draws.count() for x in dropouts]
+    before = [x.draw_count for x in dropouts]
     model.fit(inputs, np.array([0, 1, 0, 1]), verbose=0)
-    assert all(x.draws.count() > n for x, n in zip(dropouts, before, strict=True))
+    assert all(x.draw_count > n for x, n in zip(dropouts, before, strict=True))
     assert differ(ours(inputs), expected)
 
-    # Saved, loaded and replaced again, it samples as it did.
+    # Saved, loaded and replaced again, it has the same samples.
     path = tmp_path / "model.keras"
     ours.save(path)
     again = kdrop.replace(keras.models.load_model(path), in_place=True)

@@ -31,13 +31,13 @@ with warnings.catch_warnings():
 # Keras's tests are not run with warnings as errors.
 pytestmark = pytest.mark.filterwarnings("default")
 
-# What differs by design, and why.
+# Tests that kdrop fails by design, and why.
 STATE = "a layer of rate 0 has its seed and draw count too, since its rate may be set"
 DIFFERENT = {
     "test_basics": STATE,
     "test_high_dim_attention_.*": STATE,
     "test_lora": STATE,
-    "test_recursive": "what a drop layer saves of its draws is a layer inside it",
+    "test_recursive": "the saved state of a drop layer is a layer inside it",
     "test_flash_attention_with_errors": "Keras skips it on TensorFlow",
     "test_torch_params_create_deterministic": "of the torch backend",
 }

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 import kdrop
-from kdrop.ensemble.split import Stages
+from kdrop.ensemble.split import SplitModel
 from kdrop.errors import UserError
 from kdrop.serving.saved_model import WARM_UP, export, versions
 
@@ -86,9 +86,9 @@ def test_samples_are_summarised(model, exported, tmp_path, memory, monkeypatch):
     seeds = np.array([0, 1, -1, 2**62, -(2**63), 5, 5])
     answer = exported.signatures["sample_seeded"]
     found = answer(inputs=tf.constant(POINTS), seeds=tf.constant(seeds))
-    stages = Stages(model)
+    split = SplitModel(model)
     places = np.tile(np.arange(7, dtype="int32"), 20)
-    outputs = stages.sample(stages.once(POINTS), places, own_rows(seeds, 20))
+    outputs = split.sample(split.prefix(POINTS), places, own_rows(seeds, 20))
     expected = kdrop.summarise(np.reshape(outputs, (20, 7, 3)))
     assert set(found) == {"mean", "std", "entropy", "mutual_information"}
     for name, values in found.items():
@@ -99,8 +99,8 @@ def test_samples_are_summarised(model, exported, tmp_path, memory, monkeypatch):
 def test_mutual_information_is_finite_where_passes_are_sure(model, exported):
     inputs, seeds = tf.constant(300 * POINTS), tf.range(7, dtype=tf.int64)
     found = exported.signatures["sample_seeded"](inputs=inputs, seeds=seeds)
-    outputs = Stages(model).sample(
-        Stages(model).once(inputs),
+    outputs = SplitModel(model).sample(
+        SplitModel(model).prefix(inputs),
         np.tile(np.arange(7, dtype="int32"), 20),
         own_rows(np.arange(7), 20),
     )

@@ -1,0 +1,82 @@
+"""Checks of what the layers receive."""
+
+import numbers
+
+from keras import ops
+
+
+def is_integer(value) -> bool:
+    """Whether the value is an integer and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_rate(rate):
+    """Return the rate as a float, or raise `ValueError` if it is not in [0, 1)."""
+    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not number or not 0 <= rate < 1:
+        raise ValueError(
+            "Invalid value received for argument `rate`. "
+            "Expected a float value between 0 and 1. "
+            f"Received: rate={rate!r}. Allowed: 0 <= rate < 1."
+        )
+    return float(rate)
+
+
+def check_seed(seed):
+    """Return the seed, or raise `ValueError` if it is not `None` or in [0, 2^32)."""
+    if seed is None:
+        return None
+    if not is_integer(seed) or not 0 <= seed < 2**32:
+        raise ValueError(
+            "Argument `seed` must be an integer in [0, 2^32), or None. "
+            f"Received: seed={seed!r}"
+        )
+    return int(seed)
+
+
+def check_noise_shape(noise_shape):
+    """Return the noise shape as a tuple of positive integers and `None`, or `None`."""
+    if noise_shape is None:
+        return None
+    invalid = "Invalid value received for argument `noise_shape`. "
+    if isinstance(noise_shape, str) or not hasattr(noise_shape, "__iter__"):
+        raise ValueError(
+            f"{invalid}Expected a tuple or list of integers. "
+            f"Received: noise_shape={noise_shape!r}"
+        )
+    noise_shape = tuple(noise_shape)
+    sizes = [size for size in noise_shape if size is not None]
+    if not all(map(is_integer, sizes)):
+        raise ValueError(
+            f"{invalid}Expected all elements to be integers or None. "
+            f"Received: noise_shape={noise_shape}"
+        )
+    if any(size <= 0 for size in sizes):
+        raise ValueError(
+            f"{invalid}Expected all dimensions to be positive integers or None. "
+            f"Received: noise_shape={noise_shape}"
+        )
+    return tuple(None if size is None else int(size) for size in noise_shape)
+
+
+def check_tensor(name, inputs):
+    """Raise `ValueError` unless the inputs of layer `name` are one dense tensor."""
+    if inputs is None or isinstance(inputs, list | tuple | dict):
+        received = "None" if inputs is None else f"a {type(inputs).__name__}"
+        raise ValueError(f"Layer {name!r} takes one tensor. Received: {received}.")
+    if getattr(inputs, "ragged", False) or hasattr(inputs, "row_splits"):
+        raise ValueError(
+            f"Layer {name!r} takes no ragged tensors. Received: inputs of shape "
+            f"{inputs.shape}; make them dense first, with `.to_tensor()`."
+        )
+
+
+def dense_unless_matrix(inputs):
+    """Make sparse inputs dense, except matrices, which Keras multiplies as they are."""
+    sparse = None if len(inputs.shape) == 2 else False
+    return ops.convert_to_tensor(inputs, sparse=sparse)
+
+
+def refuse_quantization(layer, *args, **kwargs):
+    """Replacement of `quantize` in a layer whose weights are not quantized."""
+    raise NotImplementedError(layer.draws.quantization_error)
