@@ -1,3 +1,5 @@
+"""Networks: their layers, penalties, and which drop layer takes which place."""
+
 import functools
 
 import keras
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow
 
-from kdrop import models
+from kdrop import drop_layers, layers, models
 
 SMALL = {  # every builder at a size that trains in a moment
     "spiral_mlp": dict(hidden=(16, 12)),
@@ -79,7 +81,7 @@ def test_mnist_mlp_layers():
     assert rates(model) == {"drop_input": 0.2, "drop_1": 0.5, "drop_2": 0.5}
 
 
-def test_alexnet_is_the_torchvision_one():
+def test_alexnet_has_the_parameters_of_torchvision():
     model = imagenet()
     assert sum(np.prod(w.shape) for w in model.trainable_weights) == 61_100_840
     convolutions = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
@@ -151,7 +153,7 @@ def test_srivastava_cnn_layers():
     assert model.layers[-1].kernel_constraint is None
 
 
-def test_concat_mlp_shows_all_hidden_outputs_to_the_last_layer():
+def test_concat_mlp_passes_all_hidden_outputs_to_the_last_layer():
     model = build("concat_mlp")
     first, second, last = (x for x in model.layers if hasattr(x, "kernel"))
     inputs = examples(model)
@@ -173,7 +175,7 @@ def test_concat_mlp_drops_before_concatenating():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_rates_land_in_their_places(name):
+def test_each_rate_is_that_of_its_place(name):
     places = EVERY_RATE.get(name, 2)
     values = [round(0.1 * (place + 1), 1) for place in range(places)]
     model = build(name, keras.layers.Dropout, values, input_rate=0.05)
@@ -184,16 +186,16 @@ def test_rates_land_in_their_places(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_any_factory_fits_and_none_leaves_the_places_empty(name):
-    made = []
+def test_any_callable_makes_layers_and_none_leaves_the_places_empty(name):
+    calls = []
 
     def factory(rate, *, seed, name):
-        made.append((name, seed))
+        calls.append((name, seed))
         return keras.layers.GaussianDropout(rate, seed=seed, name=name)
 
     build(name, factory, 0.3, seed=7, input_rate=0.0)
     places = EVERY_RATE.get(name, 2)
-    assert made == [(f"drop_{place}", 7) for place in range(1, places + 1)]
+    assert calls == [(f"drop_{place}", 7) for place in range(1, places + 1)]
     plain = build(name, None, 0.3, input_rate=0.2)
     assert not [x for x in plain.layers if x.name.startswith("drop")]
     partial = functools.partial(keras.layers.Dropout, noise_shape=(None, 1))
@@ -229,7 +231,7 @@ def test_norm_penalty_has_a_finite_gradient(value):
     weight = tensorflow.Variable(np.full((3, 4), value, "float32"))
     penalty = models.NormPenalty(2.0, l2=0.5)
 
-    @tensorflow.function(jit_compile=True)  # XLA forgives no 0 * inf
+    @tensorflow.function(jit_compile=True)  # XLA does not simplify 0 * inf
     def differentiate():
         with tensorflow.GradientTape() as tape:
             loss = penalty(weight)
@@ -299,6 +301,57 @@ def test_probabilities_are_float32_in_mixed_precision(name):
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "max_norm", "norm_penalty"])
-def test_negative_penalties_are_refused(name):
+def test_negative_penalties_are_rejected(name):
     with pytest.raises(ValueError, match=f"`{name}` must be 0 or more.*-0.1"):
         models.spiral_mlp(**{name: -0.1})
+
+
+@pytest.mark.parametrize(
+    "name", ["SpatialDropout2D", "DropBlock2D", "DropConnectConv2D"]
+)
+@pytest.mark.parametrize("network", ["alexnet32", "srivastava_cnn"])
+def test_layers_for_feature_maps_are_behind_convolutions(name, network):
+    plain = build(network, layers.InvertedDropout, input_rate=0.1)
+    model = build(network, getattr(layers, name), input_rate=0.1)
+    expected = {layer.name: layer.rate for layer in drop_layers(plain)}
+    assert {layer.name: layer.rate for layer in drop_layers(model)} == expected
+    inputs, *maps, first, second = [type(x).__name__ for x in drop_layers(model)]
+    assert {inputs, first, second} == {"InvertedDropout"} and maps == [name] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["DropConnectDense", "VariationalDropout", "ConcreteDropout"]
+)
+def test_layers_that_drop_connections_replace_dense_layers(name):
+    model = models.spiral_mlp(getattr(layers, name), hidden=(8, 8), l2=1e-3)
+    assert kinds(model) == ["Normalization", name, name, "Dense"]
+    outputs = model(np.ones((2, 2), "float32"), training=True)
+    np.testing.assert_allclose(np.sum(outputs, axis=1), 1, rtol=1e-5)
+    assert model.losses  # with the penalty of the weights
+
+
+def test_losses_of_layers_are_divided_by_the_examples():
+    model = models.spiral_mlp(layers.VariationalDropout, hidden=(8,), examples=50)
+    assert model.get_layer("drop_1").divergence_weight == 1 / 50
+
+
+def test_standout_dropout_starts_near_the_rate_behind_dense_layers():
+    model = build("alexnet32", layers.StandoutDropout)
+    drops = drop_layers(model)
+    assert [layer.name for layer in drops] == ["drop_4", "drop_5"]
+    assert 1 / (1 + np.exp(drops[0].beta)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "place"),
+    [
+        ("SpatialDropout2D", "mnist_mlp", "feature maps"),
+        ("DropBlock2D", "alexnet", "feature maps"),
+        ("DropConnectConv2D", "spiral_mlp", "a convolution to replace"),
+        ("TokenDropout", "alexnet32", "tokens"),
+        ("DropPath", "concat_mlp", "residual branches"),
+    ],
+)
+def test_a_layer_without_a_place_is_rejected(name, network, place):
+    with pytest.raises(ValueError, match=f"{name} needs {place}, which this network"):
+        build(network, getattr(layers, name))

@@ -1,364 +1,192 @@
-"""What train.py does: experiments side by side, the best seed of each exported."""
+"""Train experiments side by side with several seeds, report, export the best seeds."""
 
 import contextlib
-import shutil
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
-import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from kdrop.ensemble.calibration import MEASURES, PREDICTIONS, vote
-from kdrop.ensemble.sampling import sample
+from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.saved_model import check_writable, export
-from kdrop.training import plots
-from kdrop.training.data import Data, Part
+from kdrop.serving.saved_model import check_writable
+from kdrop.training import report
+from kdrop.training.checkpoint import Checkpoint
+from kdrop.training.data import Data
 from kdrop.training.devices import Devices
-from kdrop.training.experiment import (
-    ALONE,
-    EVALUATION_BATCH,
-    Experiment,
-    Run,
-    load_data,
-    network,
-    train,
-)
+from kdrop.training.experiment import Experiment
+from kdrop.training.export import export_best
+from kdrop.training.network import EVALUATION_BATCH, network
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Recorder, Unfinished
+from kdrop.training.progress import Recorder
+from kdrop.training.run import Run, SeedRuns, load_data, train
+from kdrop.training.settings import setting
 
-PASSES = 50
-# Test examples to vote on where not all: 50 passes of these take about a minute.
-SIZES = {"cifar10": 1000}
-UNFINISHED = ".unfinished"  # a folder that no model server reads
-PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One experiment's runs over the seeds."""
-
-    runs: Sequence[Run]
-
-    @property
-    def name(self) -> str:
-        return self.runs[0].experiment.dropout
-
-    @property
-    def best(self) -> Run:
-        """The run with the best validation result, or training result without one."""
-
-        def result(run):
-            for part in ("validation", "train"):
-                if f"{part}_accuracy" in run.metrics:
-                    return run.metrics[f"{part}_accuracy"], -run.metrics[f"{part}_loss"]
-
-        return max(self.runs, key=result)
+CHECKPOINTS = ".unfinished"  # below the output folder; no model server reads it
+# Test examples of the vote: 50 samples of 1,000 CIFAR-10 images take about a minute.
+VOTE_SIZES = {"spiral": 3000, "cifar10": 1000, "mnist": 10000}
 
 
-def compare(
-    experiments: Sequence[Experiment],
-    *,
-    seeds: int = 1,
-    output: Path,
-    name: str | None = None,
-    resume: bool = False,
-    passes: int = PASSES,
-    vote_size: int | None = None,
-    data_dir: Path | None = None,
-    tensorboard: Path | None = None,
-    devices: Devices = ALONE,
-    console: Console,
-) -> list[Path]:
-    """Train each experiment with each seed, show the tables, export the best of each.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What to train and compare, and where the models go.
 
-    All experiments share one data set. Where a run drops, `passes` sub-networks vote
-    on the first `vote_size` examples of the test part. Finished epochs are kept until
-    everything is exported, so that a stopped comparison can be resumed.
+    Raises:
+        UserError: A setting out of range.
+    """
+
+    experiments: Sequence[Experiment]  # of one data set
+    seeds: int = setting(1, "runs of each layer, with seeds from `seed` on")
+    passes: int = setting(50, "Monte Carlo samples that vote, 0 for no vote")
+    vote_size: int = setting(1000, "test examples to vote on")
+    output: Path = setting(Path("saved_models"), "folder of the models")
+    name: str | None = setting(None, "name of the model's folder", "data set and layer")
+    resume: bool = setting(False, "continue after the last saved epoch")
+    tensorboard: Path | None = setting(None, "folder for TensorBoard", "no logs")
+    data_dir: Path | None = setting(None, "of tensorflow-datasets", "TFDS_DATA_DIR")
+
+    def __post_init__(self):
+        for name, least in {"seeds": 1, "passes": 0, "vote_size": 1}.items():
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"`{name}` is {value}, but must be at least {least}.")
+        name = self.name
+        if name is not None and (Path(name).name != name or name[:1] in ("", ".")):
+            raise UserError(f"`name` is {name!r}, but must be a plain folder name.")
+
+    def folders(self) -> list[Path]:
+        """The folder of each experiment's model."""
+        slugs = [experiment.slug() for experiment in self.experiments]
+        if self.name is not None and len(slugs) == 1:
+            slugs = [self.name]
+        elif self.name is not None:
+            prefix = self.experiments[0].data
+            slugs = [self.name + slug.removeprefix(prefix) for slug in slugs]
+        return [self.output / slug for slug in slugs]
+
+    def checkpoint(self, experiment: Experiment) -> Checkpoint:
+        return Checkpoint(self.output / CHECKPOINTS / experiment.key())
+
+    def seeded(self, experiment: Experiment) -> list[Experiment]:
+        """The experiment with each of its seeds."""
+        seeds = range(experiment.seed, experiment.seed + self.seeds)
+        return [replace(experiment, seed=seed) for seed in seeds]
+
+
+def compare(comparison: Comparison, devices: Devices, console: Console) -> list[Path]:
+    """Train each experiment with each seed, print tables, export the best seeds.
+
+    Checkpoints are deleted only after all exports, so that a stopped comparison can be
+    resumed. Of several processes only the first prints and exports.
 
     Returns:
-        The exported folders, one for each experiment; of several processes, only the
-        first exports.
+        The exported versions, one for each experiment.
+
+    Raises:
+        UserError: Settings that cannot be trained, or differ between processes.
     """
-    devices.agree(_asked(experiments, seeds, resume, devices))
-    if devices.process:  # only the first has anything to show or to leave behind
-        console, tensorboard = Console(quiet=True), None
-        output = Path(tempfile.mkdtemp(prefix="kdrop-"))
-    if seeds < 1:
-        raise UserError(f"--seeds is {seeds}, but must be at least 1.")
-    if passes < 0:
-        raise UserError(f"--passes is {passes}, but must not be below 0.")
-    if vote_size is not None and vote_size < 1:
-        raise UserError(f"--vote-size is {vote_size}, but must be at least 1.")
-    folders = [output / folder for folder in _names(experiments, name)]
-    check_writable(output)
-    for folder in folders:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is in the way: it is not a folder.")
-    seeded = [
-        [replace(each, seed=each.seed + number) for number in range(seeds)]
-        for each in experiments
-    ]
-    data = load_data(experiments[0], data_dir)
-    voted_on = _first(
-        data.test, vote_size or SIZES.get(data.name, len(data.test.targets))
-    )
-    for each in experiments:
-        network(each, data)  # what cannot be built is refused before hours of training
-    compared, kept = [], []
-    for group in seeded:
-        runs: list[Run] = []
-        for each in group:
-            label = each.dropout + (f" seed {each.seed}" if seeds > 1 else "")
-            unfinished = Unfinished(output / UNFINISHED / each.key())
-            if resume and not unfinished.folder.exists():
-                console.print(f"{label}  nothing to resume with these settings")
-            if not resume and unfinished.discard():
-                console.print(f"{label}  starts anew: --resume would have gone on")
-            if resume:
-                devices.hand_out(unfinished.folder)
-            kept.append(unfinished)
-            recorder, callbacks = Recorder(console, label), []
-            if tensorboard is not None:
-                log = str(tensorboard / each.key())
-                callbacks.append(_Board(recorder, log))
-            try:
-                run = train(each, data, unfinished, recorder, callbacks, devices)
-            finally:
-                recorder.stop()
-            # What several processes share cannot be computed by the first alone.
-            votes = passes and devices.processes == 1
-            runs.append(_voted(run, voted_on, passes, console) if votes else run)
-            # One model is kept in memory, however many seeds there are.
-            best = Compared(runs).best
-            runs = [
-                run if run is best else replace(run, model=None, vote=None)
-                for run in runs
-            ]
-        compared.append(Compared(runs))
+    devices.check_equal(_shared_settings(comparison, devices))
     if devices.process:
-        shutil.rmtree(output)
+        with tempfile.TemporaryDirectory() as folder:
+            comparison = replace(comparison, output=Path(folder), tensorboard=None)
+            _train_all(comparison, _load(comparison), devices, Console(quiet=True))
         return []
-    console.print(table(compared))
-    if (voted := vote_table(compared, passes, _part(voted_on, data))).row_count:
-        console.print(voted)
+    check_writable(comparison.output)
+    for folder in comparison.folders():
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, but must be a folder.")
+    data = _load(comparison)
+    results = _train_all(comparison, data, devices, console)
+    console.print(report.results_table(results))
+    if any(result.best.vote is not None for result in results):
+        console.print(report.vote_table(results, data))
     paths = []
-    for number, (each, folder) in enumerate(zip(compared, folders, strict=True)):
-        note = kept[number * seeds]
-        if note.exported is None:
-            note.exported = _export(each, compared, data, folder, passes, voted_on)
-        paths.append(note.exported)
-    for unfinished in kept:
-        unfinished.discard()
-    with contextlib.suppress(OSError):  # another run's may be there
-        (output / UNFINISHED).rmdir()
+    for result, folder in zip(results, comparison.folders(), strict=True):
+        checkpoint = comparison.checkpoint(result.runs[0].experiment)
+        path = checkpoint.exported
+        if path is None:
+            voted_on = min(comparison.vote_size, len(data.test.targets))
+            record = {"passes": comparison.passes, "voted_on": voted_on}
+            path = checkpoint.exported = export_best(
+                result, results, data, folder, record
+            )
+        paths.append(path)
+    for result in results:
+        for run in result.runs:
+            comparison.checkpoint(run.experiment).discard()
+    with contextlib.suppress(OSError):  # not empty: checkpoints of another comparison
+        (comparison.output / CHECKPOINTS).rmdir()
     return paths
 
 
-def _asked(experiments, seeds, resume, devices) -> dict[str, str]:
-    """What all processes have to be asked alike."""
-    settings = [asdict(experiment.resolved()) for experiment in experiments]
-    asked = {"processes": devices.processes, "seeds": seeds, "resume": resume}
-    for name in settings[0]:
-        asked[name] = ", ".join(dict.fromkeys(str(each[name]) for each in settings))
-    return asked
-
-
-def _names(experiments: Sequence[Experiment], name: str | None) -> list[str]:
-    """The folder of each experiment's model, below the output folder."""
-    slugs = [experiment.slug() for experiment in experiments]
-    if name is None:
-        return slugs
-    if Path(name).name != name or not name or name.startswith("."):
-        raise UserError(f"--name is {name!r}, but must be the plain name of a folder.")
-    if len(slugs) == 1:
-        return [name]
-    return [name + slug.removeprefix(experiments[0].data) for slug in slugs]
-
-
-def table(compared: Sequence[Compared]) -> Table:
-    """One row for each experiment: accuracy and loss at inference, over its seeds."""
-    seeds = len(compared[0].runs)
-    of = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    shown = Table(
-        title=f"{compared[0].best.experiment.data}, at inference{of}",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("dropout", no_wrap=True)
-    metrics = compared[0].runs[0].metrics
-    parts = [part for part in PART_NAMES if f"{part}_loss" in metrics]
-    for heading in ("accuracy %", "loss"):
-        for part in parts:
-            shown.add_column(
-                f"{PART_NAMES[part]}\n{heading}", justify="right", no_wrap=True
-            )
-    shown.add_column("train - test\naccuracy", justify="right", no_wrap=True)
-    shown.add_column("\nseconds", justify="right", no_wrap=True)
-    for each in compared:
-        found = [run.metrics for run in each.runs]
-        shown.add_row(
-            each.name,
-            *(_spread([100 * m[f"{p}_accuracy"] for m in found], 1) for p in parts),
-            *(_spread([m[f"{p}_loss"] for m in found], 3) for p in parts),
-            _spread(
-                [100 * (m["train_accuracy"] - m["test_accuracy"]) for m in found], 1
-            ),
-            _spread([m["seconds"] for m in found], 0),
-        )
-    return shown
-
-
-def _first(part: Part, size: int) -> Part:
-    return Part(part.inputs[:size], part.targets[:size])
-
-
-def _part(voted_on: Part, data: Data) -> str:
-    few, all_ = len(voted_on.targets), len(data.test.targets)
-    return "test set" if few == all_ else f"first {few:,} of {all_:,} test examples"
-
-
-def _voted(run: Run, part: Part, passes: int, console: Console) -> Run:
-    """The run with the vote of its sub-networks, if it drops anything."""
-    assert run.model is not None
-    test = batches(part, EVALUATION_BATCH, passes=1)
-    seed, verbose = run.experiment.seed, int(console.is_terminal)
-    found = vote(run.model, test, passes, seed, verbose)
-    if found is None:
-        return run
-    metrics = {**run.metrics, **found.metrics(part.targets)}
-    return replace(run, metrics=metrics, vote=found)
-
-
-def vote_table(compared: Sequence[Compared], passes: int, part: str) -> Table:
-    """Weight scaling beside the vote, for each experiment whose runs have one."""
-    first = compared[0].best.experiment.data
-    shown = Table(
-        title=f"{first}, {part}: weight scaling and the vote of {passes} passes",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("dropout", no_wrap=True)
-    shown.add_column("predicted by", no_wrap=True)
-    for heading in (
-        "\naccuracy %",
-        "negative log\nlikelihood",
-        "expected\ncalibration error",
-        "Brier\nscore",
-    ):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for each in compared:
-        found = [run.metrics for run in each.runs if "vote_accuracy" in run.metrics]
-        for way, words in PREDICTIONS.items() if found else ():
-            accuracy, *others = ([m[f"{way}_{n}"] for m in found] for n in MEASURES)
-            shown.add_row(
-                each.name,
-                words,
-                _spread([100 * value for value in accuracy], 2),
-                *(_spread(values, 4) for values in others),
-            )
-    return shown
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):z.{digits}f}"  # no negative zero
-    if len(values) == 1:
-        return mean
-    # NaN where a run diverged: `statistics.stdev` would raise.
-    with np.errstate(invalid="ignore"):
-        return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
-
-
-def _export(
-    each: Compared,
-    compared: Sequence[Compared],
-    data: Data,
-    folder: Path,
-    passes: int,
-    voted_on: Part,
-) -> Path:
-    best, test = each.best, data.test
-    assert best.model is not None
-
-    def draw(path):
-        plots.curves(path / "curves.png", {c.name: c.best.history for c in compared})
-        if best.vote is not None:
-            _draw_vote(path, each, compared, voted_on, data)
-        if test.inputs.ndim == 2:
-            predictors = {c.name: _predictor(c.best.model) for c in compared}
-            plots.regions(path / "regions.png", predictors, *test, data.labels)
-            return
-        found = _predictor(best.model)(test.inputs)
-        title = f"{each.name}, test set"
-        plots.predictions(path / "predictions.png", title, *test, found, data.labels)
-        found = found.argmax(axis=1)
-        plots.confusion(path / "confusion.png", title, test.targets, found, data.labels)
-
-    places = [layer for layer in best.model.layers if layer.name.startswith("drop_")]
-    record = {
-        "settings": asdict(best.experiment),
-        "rates": {x.name: float(x.rate) for x in places if hasattr(x, "rate")},
-        "metrics": best.metrics,
-        "passes": passes,
-        "voted_on": len(voted_on.targets),
-        "seeds": {run.experiment.seed: run.metrics for run in each.runs},
+def _shared_settings(comparison: Comparison, devices: Devices) -> dict[str, object]:
+    """The settings that must be equal in all processes."""
+    experiments = [asdict(experiment) for experiment in comparison.experiments]
+    values = {name: [each[name] for each in experiments] for name in experiments[0]}
+    return {
+        "processes": devices.processes,
+        "seeds": comparison.seeds,
+        "resume": comparison.resume,
+        **{k: ", ".join(dict.fromkeys(map(str, v))) for k, v in values.items()},
     }
-    return export(
-        best.model,
-        folder,
-        labels=data.labels,
-        record=record,
-        history=best.history,
-        draw=draw,
-        passes=passes or PASSES,
+
+
+def _load(comparison: Comparison) -> Data:
+    """The data set, after a check that all networks can be built for it."""
+    data = load_data(comparison.experiments[0], comparison.data_dir)
+    for experiment in comparison.experiments:
+        network(experiment, data)
+    return data
+
+
+def _train_all(
+    comparison: Comparison, data: Data, devices: Devices, console: Console
+) -> list[SeedRuns]:
+    results = []
+    for experiment in comparison.experiments:
+        runs: list[Run] = []
+        for seeded in comparison.seeded(experiment):
+            runs.append(_train_one(seeded, comparison, data, devices, console))
+            # Only one model is held in memory, whatever the number of seeds.
+            best = SeedRuns(runs).best
+            runs = [r if r is best else replace(r, model=None, vote=None) for r in runs]
+        results.append(SeedRuns(runs))
+    return results
+
+
+def _train_one(experiment, comparison, data, devices, console) -> Run:
+    """Train or resume one run, and let its Monte Carlo samples vote."""
+    seed = f" seed {experiment.seed}" if comparison.seeds > 1 else ""
+    label = experiment.dropout + seed
+    checkpoint = comparison.checkpoint(experiment)
+    if comparison.resume:
+        if not checkpoint.folder.exists():
+            console.print(f"{label}  nothing to resume with these settings")
+        devices.broadcast_folder(checkpoint.folder)
+    elif checkpoint.discard():
+        console.print(f"{label}  starts from epoch 1: --resume would have continued")
+    callbacks = []
+    if comparison.tensorboard is not None:
+        folder = comparison.tensorboard / experiment.key()
+        callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
+    recorder = Recorder(console, label)
+    run = train(experiment, data, checkpoint, recorder, callbacks, devices)
+    # The first process alone cannot compute on the devices of all.
+    if not comparison.passes or devices.processes > 1:
+        return run
+    part = data.test.first(comparison.vote_size)
+    model: Any = run.model
+    samples = vote(
+        model,
+        batches(part, EVALUATION_BATCH, epochs=1),
+        comparison.passes,
+        experiment.seed,
+        verbose=int(console.is_terminal),
     )
-
-
-def _draw_vote(path, each: Compared, compared: Sequence[Compared], test: Part, data):
-    best, title = each.best, f"{each.name}, {_part(test, data)}"
-    assert best.vote is not None
-    found = {c.name: c.best.vote for c in compared}
-    plots.passes(path / "passes.png", found, test.targets)
-    forecasts = dict(zip(PREDICTIONS.values(), best.vote.predictions(), strict=True))
-    plots.reliability(path / "reliability.png", title, forecasts, test.targets)
-    samples = best.vote.samples
-    if test.inputs.ndim > 2:
-        picture = path / "certainty.png"
-        plots.certainty(picture, title, *test, samples, data.labels)
-        return
-
-    def sampled(points):
-        seed, batch = best.experiment.seed, 1000
-        # One sub-network for the whole plane: no grain from point to point.
-        return sample(
-            *(best.model, points, len(samples), batch),
-            seed=seed, consistent=True, verbose=0,
-        )  # fmt: skip
-
-    predict = _predictor(best.model)
-    plots.uncertainty(path / "uncertainty.png", title, predict, sampled, test.inputs)
-
-
-class _Board(keras.callbacks.TensorBoard):
-    """TensorBoard by our epochs, of which Keras's hold several."""
-
-    def __init__(self, recorder, log):
-        super().__init__(log, write_graph=False)
-        self.recorder = recorder
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(self.recorder.done, logs)
-
-
-def _predictor(model):
-    def predict(inputs):
-        chunks = np.array_split(inputs, max(1, len(inputs) // 1000))
-        return np.concatenate([model(np.float32(chunk)) for chunk in chunks])
-
-    return predict
+    if samples is None:
+        return run
+    metrics = {**run.metrics, **samples.metrics(part.targets)}
+    return replace(run, metrics=metrics, vote=samples)

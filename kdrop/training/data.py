@@ -1,4 +1,4 @@
-"""The data sets, each as NumPy arrays in three disjoint parts."""
+"""The data sets as NumPy arrays, each in three disjoint parts."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ PROBE_SECONDS = 2.0
 
 
 class Part(NamedTuple):
-    """Examples of one part of a data set, in memory.
+    """Examples of one part of a data set, in memory."""
 
-    Images are uint8 `(n, height, width, channels)`, points float32 `(n, 2)`,
-    targets int32 `(n,)`.
-    """
+    inputs: np.ndarray  # uint8 (n, height, width, channels) or float32 (n, 2)
+    targets: np.ndarray  # int32 (n,)
 
-    inputs: np.ndarray
-    targets: np.ndarray
+    def first(self, size: int) -> "Part":
+        """The first `size` examples, or all where there are fewer."""
+        return Part(self.inputs[:size], self.targets[:size])
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,33 @@ def spiral(
     seed: int = 0,
     points: int = 2000,
 ) -> Data:
-    """Three arms of a noisy spiral: half of the points to train on, half to test.
+    """Three arms of a noisy spiral: half of the points for training, half for test.
 
-    On arm c of 3 the radius r runs evenly over [0, 1] and the angle is
-    `2.5 * (4 * c + 4 * r + 0.2 * N(0, 1))`. No classifier does better than .910
-    accuracy on it, at a cross-entropy of .213.
+    On arm c of 3 the radius r is evenly spaced over [0, 1] and the angle is
+    `2.5 * (4 * c + 4 * r + 0.2 * N(0, 1))`. The best possible classifier has an
+    accuracy of .910 and a cross-entropy of .213.
 
     Args:
-        train_size: Points of the training half to use, with the arms in proportion;
-            all if `None`.
+        train_size: Points of the training half to use, stratified by arm; all if
+            `None`.
         validation: Fraction of `train_size` to validate on, in [0, 1).
         seed: The same seed gives the same points.
         points: Points on each arm.
 
     Raises:
-        UserError: A size that the training half does not hold, or too small for an arm.
+        UserError: More points than the training half has, or none of some arm.
     """
     rng = np.random.default_rng(seed)
     arm = np.repeat(np.arange(3), points)
     radius = np.tile(np.linspace(0, 1, points), 3)
     angle = 2.5 * (4 * arm + 4 * radius + 0.2 * rng.standard_normal(arm.size))
-    place = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
-    shuffled = rng.permutation(arm.size)
-    inputs = place[shuffled].astype("float32")
-    targets = arm[shuffled].astype("int32")
+    position = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
+    order = rng.permutation(arm.size)
+    whole = Part(position[order].astype("float32"), arm[order].astype("int32"))
     half = arm.size // 2
-    train, held = _cut("spiral", targets[:half], train_size, validation, rng)
-    return Data(
-        "spiral",
-        Part(inputs[train], targets[train]),
-        Part(inputs[held], targets[held]),
-        Part(inputs[half:], targets[half:]),
-        labels=("arm 0", "arm 1", "arm 2"),
-    )
+    test = Part(whole.inputs[half:], whole.targets[half:])
+    train, held_out = _split("spiral", whole.first(half), train_size, validation, rng)
+    return Data("spiral", train, held_out, test, labels=("arm 0", "arm 1", "arm 2"))
 
 
 def cifar10(
@@ -88,18 +82,16 @@ def cifar10(
     """60,000 colour photographs of 32 x 32 pixels in 10 classes (Krizhevsky, 2009).
 
     Args:
-        train_size: Images of the 50,000 for training to use, with the classes in
-            proportion; all if `None`. A larger choice of the same seed holds the
-            smaller one.
+        train_size: Images of the 50,000 for training to use, stratified by class; all
+            if `None`. With the same seed, a larger choice includes a smaller one.
         validation: Fraction of `train_size` to validate on, in [0, 1).
         seed: The same seed chooses the same images.
-        folder: Where tensorflow-datasets keeps its data; the variable
-            `TFDS_DATA_DIR`, or its own default, if `None`. What is not prepared
-            there is downloaded to it.
+        folder: Data folder of tensorflow-datasets; `TFDS_DATA_DIR` or its default if
+            `None`. A data set that it lacks is downloaded.
 
     Raises:
-        UserError: No such folder, no network to download from, damaged data, or a size
-            that the set does not hold or that is too small for its classes.
+        UserError: No such folder, no network, damaged data, more images than there
+            are, or none of some class.
     """
     host = "www.cs.toronto.edu"
     return _images("cifar10", host, train_size, validation, seed, folder)
@@ -111,9 +103,9 @@ def mnist(
     seed: int = 0,
     folder: str | os.PathLike | None = None,
 ) -> Data:
-    """70,000 handwritten digits of 28 x 28 pixels (LeCun et al., 1998).
+    """70,000 handwritten digits of 28 x 28 pixels, 60,000 of them for training.
 
-    60,000 are for training; arguments and errors are those of `cifar10`.
+    Arguments and errors are those of `cifar10`. Reference: LeCun et al., 1998
     """
     host = "storage.googleapis.com"
     return _images("mnist", host, train_size, validation, seed, folder)
@@ -123,59 +115,59 @@ SETS = {"spiral": spiral, "cifar10": cifar10, "mnist": mnist}
 
 
 def load(name: str, **settings) -> Data:
-    """The data set called `name`, with the settings that its function takes."""
+    """The data set of this name, with the arguments of its function."""
     check_choice("data set", name, SETS)
     return SETS[name](**settings)
 
 
-def _proportional(targets, rng):
-    """A random order of which each beginning holds the classes in proportion.
+def _stratified_order(targets, rng):
+    """A random order each beginning of which has the classes in proportion.
 
-    The k-th member of a class of n stands at (k + 1/2) / n: the first so many of the
-    order are Sainte-Lague's apportionment among the classes.
+    The k-th member of a class of n is at (k + 1/2) / n of the order, so that a
+    beginning is Sainte-Lague's apportionment among the classes.
     """
     shuffled = rng.permutation(len(targets))
-    place = np.empty(len(targets))
+    position = np.empty(len(targets))
     for label in np.unique(targets):
         members = shuffled[targets[shuffled] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.lexsort((shuffled, place))
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((shuffled, position))
 
 
-def _cut(name, targets, train_size, validation, rng):
-    """Indices to train on and to validate on, both with the classes in proportion."""
+def _split(name, whole, train_size, validation, rng) -> tuple[Part, Part]:
+    """The training and the validation part, both stratified by class."""
+    inputs, targets = whole
     count = len(targets) if train_size is None else train_size
     if not 1 <= count <= len(targets):
         raise UserError(
-            f"The train size is {count}, but for {name} must be between 1 and "
-            f"{len(targets)}."
+            f"`train_size` is {count}, but must be between 1 and {len(targets)} for "
+            f"{name}."
         )
     if not 0 <= validation < 1:
-        raise UserError(
-            f"The validation fraction is {validation}, but must be in [0, 1)."
-        )
-    chosen = _proportional(targets, rng)[:count]
-    chosen = chosen[_proportional(targets[chosen], rng)]
-    held = round(validation * count)
-    train, held_out = chosen[held:], chosen[:held]
+        raise UserError(f"`validation` is {validation}, but must be in [0, 1).")
+    order = _stratified_order(targets, rng)[:count]
+    order = order[_stratified_order(targets[order], rng)]
+    size = round(validation * count)
     classes = len(np.unique(targets))
-    for part, rows in ("training", train), ("validation", held_out):
+    parts = {"training": order[size:], "validation": order[:size]}
+    for part, rows in parts.items():
         present = len(np.unique(targets[rows]))
         if present < classes and (validation or part == "training"):
             raise UserError(
-                f"A train size of {count} with a validation fraction of {validation} "
-                f"leaves {len(rows)} examples in the {part} part of {name}, with "
-                f"{present} of the {classes} classes: it needs at least one of each."
+                f"With `train_size` {count} and `validation` {validation} there are "
+                f"{len(rows)} examples in the {part} part of {name}, with {present} of "
+                f"the {classes} classes: it needs at least one of each."
             )
+    train, held_out = (Part(inputs[rows], targets[rows]) for rows in parts.values())
     return train, held_out
 
 
 def _images(name, host, train_size, validation, seed, folder):
-    named = folder or os.environ.get("TFDS_DATA_DIR")
-    home = Path(named or "~/tensorflow_datasets").expanduser()
-    if named and not home.is_dir():
-        raise UserError(f"The data folder {home} is not a folder: make it or name one.")
-    # Late, so that the spiral does without the optional package.
+    folder = folder or os.environ.get("TFDS_DATA_DIR")
+    home = Path(folder or "~/tensorflow_datasets").expanduser()
+    if folder and not home.is_dir():
+        raise UserError(f"The data folder {home} is not a folder.")
+    # Here, so that the spiral does not need the optional package.
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
@@ -188,22 +180,16 @@ def _images(name, host, train_size, validation, seed, folder):
     except (tf.errors.OpError, ParseError) as error:
         reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).splitlines()[0])
         raise UserError(
-            f"The data of {name} is damaged ({reason}): delete {home / name}, "
-            "and it is downloaded again."
+            f"The data of {name} is damaged ({reason}): delete {home / name}, and it "
+            "is downloaded again."
         ) from error
     rng = np.random.default_rng(seed)
-    train, held = _cut(name, whole.targets, train_size, validation, rng)
-    return Data(
-        name,
-        Part(whole.inputs[train], whole.targets[train]),
-        Part(whole.inputs[held], whole.targets[held]),
-        test,
-        labels=tuple(builder.info.features["label"].names),
-    )
+    parts = _split(name, whole, train_size, validation, rng)
+    return Data(name, *parts, test, tuple(builder.info.features["label"].names))
 
 
 def _read(builder, split, config):
-    # Decoding only what was asked for would save a fifth of the time.
+    # All images are decoded; decoding the chosen ones alone would save a fifth.
     dataset = builder.as_dataset(split=split, as_supervised=True, read_config=config)
     images, labels = zip(*dataset.batch(1000).as_numpy_iterator(), strict=True)
     return Part(np.concatenate(images), np.concatenate(labels).astype("int32"))
@@ -214,11 +200,11 @@ def _download(builder, host, home):
 
     if not _reachable(host):
         raise UserError(
-            f"{builder.name} is not prepared in {home} and {host} does not answer: let "
-            "the variable TFDS_DATA_DIR or the option --data-dir name a folder that "
-            "holds it, or use another data set (the spiral needs no download)."
+            f"{home} lacks {builder.name} and {host} does not answer: let "
+            "TFDS_DATA_DIR or `folder` name a folder that has it, or use the spiral, "
+            "which needs no download."
         )
-    # Google's bucket of prepared sets is asked with retries, for minutes if need be.
+    # Google's bucket of prepared sets would be retried for minutes.
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)
@@ -227,7 +213,7 @@ def _download(builder, host, home):
 
 
 def _reachable(host):
-    """Whether a server answers, on the way that the download would take to it."""
+    """Whether the server answers a request, through a proxy if there is one."""
     import requests
 
     answered = threading.Event()
@@ -237,8 +223,8 @@ def _reachable(host):
             requests.head(f"https://{host}", timeout=PROBE_SECONDS)
             answered.set()
 
-    # The time limit of requests does not hold for the look-up of the name.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
+    # In a thread: the timeout of requests does not cover the look-up of the name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
     return answered.is_set()

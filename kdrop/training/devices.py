@@ -1,18 +1,18 @@
 """The devices that share a run: of one machine, or of several processes.
 
-Nothing distributed is done here. Several devices of one machine are TensorFlow's
-`MirroredStrategy`, several processes are JAX's, with `keras.distribution`. A batch is
-cut into equal parts, one for each device, and what a seed draws does not depend on it.
+Several devices of one machine are TensorFlow's `MirroredStrategy`, several processes
+are JAX's, with `keras.distribution`. A batch is cut into equal parts, one for each
+device, and the masks and the order of the examples do not depend on the number of
+devices.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,131 +21,146 @@ from typing import Any
 import keras
 import numpy as np
 
+from kdrop import backend
 from kdrop.errors import UserError
+from kdrop.training.settings import setting
 
-ENDED = "another process has ended; --resume goes on from the last finished epoch"
-UNREACHED = (
-    "another process cannot be reached: it has ended, or all ports between the "
-    "machines have to be open"
-)
-HEARTBEAT_SECONDS = 20  # without a sign of life for so long, a process is gone
+HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as lost
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Which devices share a run, and which part of it is this process's."""
+    """The devices that share a run, and this process's number among the processes."""
 
-    count: int = 1  # over all processes, as many in each
+    count: int = 1  # over all processes, which have equally many
     process: int = 0
     processes: int = 1
-    # In which the model is made, loaded and trained.
+    # A context in which to make, load and train the model.
     scope: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    @property
-    def share(self) -> dict[str, Any]:
-        """What `pipeline.batches` is to read of each batch."""
-        return {
-            "devices": self.count,
-            "process": self.process,
-            "processes": self.processes,
-        }
-
-    def agree(self, settings: Mapping[str, object]) -> None:
+    def check_equal(self, settings: Mapping[str, object]) -> None:
         """Raise `UserError` in all processes unless all have the same settings."""
         if self.processes == 1:
             return
-        first = json.loads(self.from_first(json.dumps(settings).encode()))
-        ours = json.loads(json.dumps(settings))
-        strange = [name for name in first if first[name] != ours.get(name)]
-        others = np.flatnonzero(_gathered(np.array(len(strange))))
-        if strange:
-            name = strange[0]
-            raise UserError(
-                f"--{name.replace('_', '-')} is {ours.get(name)} here, but "
-                f"{first[name]} in process 0: all processes take the same settings."
-            )
-        if len(others):
-            raise UserError(
-                f"process {others[0]} has other settings than process 0: all "
-                "processes take the same."
-            )
-
-    def decide(self, own: bool) -> bool:
-        """What the first process decides, in all of them."""
-        return own if self.processes == 1 else self.from_first(bytes([own])) == b"\1"
-
-    def from_first(self, content: bytes) -> bytes:
-        """The first process's content, in all of them."""
         from jax.experimental import multihost_utils
 
-        broadcast = multihost_utils.broadcast_one_to_all
-        size = int(broadcast(np.array(len(content))))
-        padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
-        return np.asarray(broadcast(padded)).astype(np.uint8).tobytes()
+        first = json.loads(self._broadcast(json.dumps(settings).encode()))
+        here = json.loads(json.dumps(settings))
+        different = [name for name in first if first[name] != here.get(name)]
+        counts = multihost_utils.process_allgather(np.array(len(different)))
+        for name in different:
+            raise UserError(
+                f"`{name}` is {here.get(name)} in process {self.process}, but "
+                f"{first[name]} in process 0: all processes need the same settings."
+            )
+        for process in np.flatnonzero(counts):
+            raise UserError(
+                f"Process {process} has other settings than process 0: all processes "
+                "need the same."
+            )
 
-    def hand_out(self, folder: Path) -> None:
-        """Copy a run's folder of the first process to the others."""
+    def agree(self, decision: bool) -> bool:
+        """The decision of the first process, in all processes."""
+        if self.processes == 1:
+            return decision
+        return self._broadcast(b"1" * decision) == b"1"
+
+    def broadcast_folder(self, folder: Path) -> None:
+        """Copy the checkpoint in the first process's folder to the other processes."""
         if self.processes == 1:
             return
-        files = (
-            [] if self.process else [*folder.glob("*.keras"), *folder.glob("*.json")]
-        )
+        files = [*folder.glob("*.keras"), *folder.glob("*.json")]
         names = json.loads(
-            self.from_first(json.dumps([file.name for file in files]).encode())
+            self._broadcast(json.dumps([f.name for f in files]).encode())
         )
         for name in names:
-            own = (folder / name).read_bytes() if self.process == 0 else b""
-            content = self.from_first(own)
+            content = (folder / name).read_bytes() if self.process == 0 else b""
+            content = self._broadcast(content)
             if self.process:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
 
+    def _broadcast(self, content: bytes) -> bytes:
+        """The first process's content, in all processes."""
+        from jax.experimental import multihost_utils
 
-def _gathered(value: np.ndarray) -> np.ndarray:
-    from jax.experimental import multihost_utils
+        broadcast = multihost_utils.broadcast_one_to_all
+        size = int(broadcast(np.array(len(content))))
+        if not size:
+            return b""
+        padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
+        return np.asarray(broadcast(padded)).astype(np.uint8).tobytes()
 
-    return np.asarray(multihost_utils.process_allgather(value))
+
+ALONE = Devices()
 
 
-def replicas(count: int | None = None) -> Devices:
+@dataclass(frozen=True)
+class DeviceOptions:
+    """The arguments of `mirror`, on TensorFlow, and of `join`, on JAX."""
+
+    replicas: int | None = setting(
+        None, "accelerators, or else cores, that share a batch", "all, or one core"
+    )
+    processes: int | None = setting(None, "processes, with KERAS_BACKEND=jax", "one")
+    process_id: int | None = setting(None, "this process, from 0", "the launcher's")
+    coordinator: str | None = setting(
+        None, "host:port of process 0", "JAX_COORDINATOR_ADDRESS"
+    )
+    wait: int = setting(60, "seconds for all processes to start")
+
+
+def available(options: DeviceOptions) -> Devices:
+    """The devices of this machine on TensorFlow, of all processes on JAX.
+
+    Raises:
+        UserError: An option is wrong or belongs to the other backend.
+    """
+    if backend.name() == "jax":
+        if options.replicas is not None:
+            raise UserError("`replicas` needs TensorFlow: JAX takes all devices.")
+        return join(
+            options.processes, options.process_id, options.coordinator, options.wait
+        )
+    if (options.processes or 1) > 1 or options.coordinator:
+        raise UserError(
+            "Several processes need the JAX backend: KERAS_BACKEND=jax python train.py "
+            "--processes N --process-id I --coordinator HOST:PORT"
+        )
+    return mirror(options.replicas)
+
+
+def mirror(replicas: int | None = None) -> Devices:
     """Devices of this machine, on the TensorFlow backend.
 
     Args:
-        count: How many accelerators or, where there are none, processor cores; all
-            accelerators, or one core, if `None`.
+        replicas: Number of accelerators or, where there are none, of processor cores;
+            all accelerators, or one core, if `None`.
 
     Raises:
-        UserError: More than there are.
+        UserError: More than the machine has.
     """
     import tensorflow as tf
 
     accelerators = tf.config.list_physical_devices("GPU")
     kind = "GPU" if accelerators else "CPU"
-    there = len(accelerators) or os.cpu_count() or 1
-    if count is None:
-        count = max(1, len(accelerators))
-    if not 1 <= count <= there:
-        what = "accelerators" if accelerators else "processor cores and no accelerator"
+    most = len(accelerators) or os.cpu_count() or 1
+    if replicas is None:
+        replicas = max(1, len(accelerators))
+    if not 1 <= replicas <= most:
+        kinds = "accelerators" if accelerators else "processor cores and no accelerator"
         raise UserError(
-            f"--replicas is {count}, but must be from 1 to {there}: this machine has "
-            f"{there} {what}."
+            f"`replicas` is {replicas}, but must be from 1 to {most}: this machine has "
+            f"{most} {kinds}."
         )
-    if count == 1:
-        return Devices()
+    if replicas == 1:
+        return ALONE
     if kind == "CPU":
         (cpu,) = tf.config.list_physical_devices("CPU")
-        cores = [tf.config.LogicalDeviceConfiguration()] * count
+        cores = [tf.config.LogicalDeviceConfiguration()] * replicas
         tf.config.set_logical_device_configuration(cpu, cores)
-    strategy = tf.distribute.MirroredStrategy([f"{kind}:{n}" for n in range(count)])
-    return Devices(count, scope=strategy.scope)
-
-
-# Where the options are not given: what launchers tell each process.
-VARIABLES = {
-    "coordinator": ["JAX_COORDINATOR_ADDRESS"],
-    "processes": ["JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"],
-    "process_id": ["JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"],
-}
+    names = [f"{kind}:{number}" for number in range(replicas)]
+    return Devices(replicas, scope=tf.distribute.MirroredStrategy(names).scope)
 
 
 def join(
@@ -156,62 +171,103 @@ def join(
 ) -> Devices:
     """All devices of one or several processes, on the JAX backend.
 
+    With any of the first three arguments, or `JAX_COORDINATOR_ADDRESS`, JAX reads the
+    others from Slurm or Open MPI. Without, this process runs alone.
+
     Args:
-        processes: How many processes there are.
-        process_id: Which of them this is, from 0.
+        processes: Number of processes.
+        process_id: Number of this process, from 0.
         coordinator: `host:port`, the machine of process 0 and a free port there.
-        wait: Seconds for all processes to come together.
+        wait: Seconds for all processes to start.
 
     Raises:
-        UserError: An argument that is not as said, the coordinator is not there, or
-            other machines would not reach this one by its name.
+        UserError: An argument is wrong, the coordinator does not answer, or other
+            machines could not reach this one by its name.
     """
     import jax
 
-    coordinator = coordinator or _variable("coordinator")
-    if coordinator:  # else the variables may be meant for another program
-        processes = processes or int(_variable("processes") or 1)
-        if process_id is None:
-            process_id = int(_variable("process_id") or 0)
-    processes, number = processes or 1, process_id or 0
-    if not 0 <= number < processes:
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if processes and process_id and not 0 <= process_id < processes:
         raise UserError(
-            f"--process-id is {number}, but of {processes} processes must be from 0 to "
-            f"{processes - 1}."
+            f"`process_id` is {process_id}, but of {processes} processes must be from "
+            f"0 to {processes - 1}."
         )
-    if processes > 1:
-        if process_id is None or not coordinator:
-            raise UserError(
-                f"--processes is {processes}: each takes --process-id, from 0 to "
-                f"{processes - 1}, and the same --coordinator HOST:PORT, the machine "
-                "of process 0 and a free port there."
+    if processes != 1 and (processes or process_id is not None or coordinator):
+        if coordinator:
+            _check_coordinator(coordinator, process_id, wait)
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                initialization_timeout=wait,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
-        _meet(coordinator, number, wait)
-        _explain_the_end(number, processes, coordinator)
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            number,
-            initialization_timeout=wait,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-        if jax.default_backend() == "cpu":  # accelerators find their own ways
-            _check_name(coordinator.rpartition(":")[0])
+        except ValueError as error:  # an argument that no launcher supplies
+            raise UserError(
+                "Without a launcher, each process needs `processes`, `process_id` and "
+                "the same `coordinator`, as HOST:PORT, the machine of process 0 and a "
+                f"free port there ({error})"
+            ) from error
+        if jax.default_backend() == "cpu" and coordinator:
+            _check_host_name(coordinator.rpartition(":")[0])
     if jax.device_count() == 1:
-        return Devices()
-    spread = keras.distribution.DataParallel(auto_shard_dataset=False)
-    return Devices(jax.device_count(), number, processes, spread.scope)
+        return ALONE
+    distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
+    return Devices(
+        jax.device_count(),
+        jax.process_index(),
+        jax.process_count(),
+        lambda: _process_scope(distribution),
+    )
 
 
-def _variable(option: str) -> str | None:
-    found = (os.environ.get(name) for name in VARIABLES[option])
-    return next(filter(None, found), None)
+@contextlib.contextmanager
+def _process_scope(distribution: Any) -> Generator[None]:
+    """The distribution's scope, which reports a lost process in a sentence."""
+    try:
+        with distribution.scope():
+            yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if "Gloo" in str(cause):  # XLA's collectives between processors
+                raise UserError(
+                    "Another process has ended or cannot be reached (between machines "
+                    "all ports must be open); --resume continues from the last "
+                    "checkpoint."
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
-def _check_name(coordinator: str) -> None:
-    """Refuse to tell other machines an address of this one that is theirs, too.
+def _check_coordinator(coordinator: str, process_id: int | None, wait: int) -> None:
+    """Wait until the coordinator accepts a connection, unless it may be this process.
 
-    What sums over processors listens where the machine's own name points to.
+    Raises:
+        UserError: The address is malformed, or nothing answers within `wait` seconds.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"`coordinator` is {coordinator!r}, but must be HOST:PORT.")
+    deadline = time.monotonic() + wait
+    while process_id:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:  # refused at once until process 0 listens
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"The coordinator {coordinator} does not answer ({error}): start "
+                    "process 0 there, or correct `coordinator`."
+                ) from None
+        time.sleep(0.2)
+
+
+def _check_host_name(coordinator: str) -> None:
+    """Reject a host name that resolves to loopback: peers would connect to themselves.
+
+    On processors, the collectives listen at the address of the machine's host name.
     """
     if coordinator == "localhost" or coordinator.startswith("127."):
         return
@@ -219,79 +275,11 @@ def _check_name(coordinator: str) -> None:
     try:
         address = socket.getaddrinfo(name, None)[0][4][0]
     except OSError:
-        address = "127.0.0.1"  # what is then taken
+        address = "127.0.0.1"  # the collectives' default
     if ipaddress.ip_address(address).is_loopback:
         raise UserError(
-            f"{name}, the name of this machine, means {address} here, where no other "
-            "machine reaches it: let it mean its address in /etc/hosts, or take "
-            "--coordinator localhost:PORT for processes of one machine."
+            f"{name}, the name of this machine, resolves to {address}, where no other "
+            "machine reaches it: let it resolve to the machine's address in "
+            "/etc/hosts, or use localhost:PORT as `coordinator` for processes of one "
+            "machine."
         )
-
-
-def lost(error: BaseException | None) -> str | None:
-    """What to tell where an error comes of another process's end, else `None`."""
-    while error is not None:
-        if "Gloo context initialization failed" in str(error):
-            return UNREACHED
-        if "Gloo" in str(error):
-            return ENDED
-        error = error.__cause__ or error.__context__
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if jax.distributed.is_initialized():
-            # It may yet be so: JAX then aborts this process, and `watch.py` tells why.
-            time.sleep(HEARTBEAT_SECONDS + 5)
-    return None
-
-
-def _meet(coordinator: str, number: int, wait: int) -> None:
-    """Wait until the first process listens; the first makes sure that it can."""
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator is {coordinator!r}, but must be HOST:PORT.")
-    if number == 0:
-        try:
-            socket.create_server(("", int(port))).close()
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise UserError(
-                f"process 0 cannot listen on port {port} ({reason}): is there "
-                "another process 0?"
-            ) from None
-        return
-    until = time.monotonic() + wait
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise UserError(
-                    f"the coordinator {coordinator} does not answer ({error}): start "
-                    "process 0 there, or let --coordinator name its machine."
-                ) from None
-        time.sleep(0.2)
-
-
-# What JAX writes before it aborts the process, and what that means.
-ENDS = {
-    "incarnation": "two processes have the id {number}, or one was started anew",
-    "RegisterTask": "not all {count} processes came to {coordinator} in time",
-    "": ENDED,
-}
-
-
-def _explain_the_end(number: int, count: int, coordinator: str) -> None:
-    """Let a process of its own tell in a sentence why JAX aborts this one.
-
-    JAX ends a process by an abort, of which no Python sees anything.
-    """
-    told = {"number": number, "count": count, "coordinator": coordinator}
-    ends = json.dumps({mark: text.format(**told) for mark, text in ENDS.items()})
-    script = Path(__file__).with_name("watch.py")
-    reading, writing = os.pipe()
-    subprocess.Popen([sys.executable, "-I", script, ends], stdin=reading, stderr=2)
-    os.dup2(writing, 2)
-    os.close(reading)
-    os.close(writing)

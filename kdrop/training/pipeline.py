@@ -1,4 +1,4 @@
-"""The pipeline that feeds a data set to training.
+"""The input pipeline of training: batches as functions of a seed and a step.
 
 data = cifar10(train_size=5000, seed=3)
 model.fit(batches(data.train, 128, shuffle_seed=3, mirror=True), ...)
@@ -10,51 +10,49 @@ import tensorflow as tf
 
 from kdrop.errors import UserError
 from kdrop.training.data import Part
+from kdrop.training.devices import ALONE, Devices
 
 
 def batches(
     part: Part,
     batch_size: int,
     *,
-    passes: int | None = None,
-    first_pass: int = 0,
+    epochs: int | None = None,
+    first_step: int = 0,
     shuffle_seed: int | None = None,
     mirror: bool = False,
     shift: int = 0,
-    devices: int = 1,
-    process: int = 0,
-    processes: int = 1,
+    devices: Devices = ALONE,
 ) -> tf.data.Dataset:
-    """Pairs of a float32 batch of inputs and its int32 targets, pass after pass.
+    """Pairs of a float32 batch of inputs and its int32 targets, epoch after epoch.
 
-    Where the examples of a batch cannot be shared out evenly among the devices, the
-    last is repeated, and the batches are triples, with a weight for each example: 0
+    An epoch is one pass over the part; its last batch holds the remainder. The order of
+    the examples and their augmentation are functions of (`shuffle_seed`, epoch,
+    example) alone, so that a pipeline that starts at `first_step` continues exactly
+    where an interrupted one stopped.
+
+    Where the examples of a batch cannot be divided evenly among the devices, the last
+    example is repeated, and the batches are triples with a weight for each example: 0
     for repeated ones, and such that the mean of the weighted losses is the mean over
     the others.
 
-    The order of the examples and what augmentation does to each are functions of
-    (`shuffle_seed`, pass, example) alone, so that a pipeline that starts at
-    `first_pass` gives what an uninterrupted one gives from there on.
-
     Args:
-        batch_size: Examples in a batch; the last one of a pass holds the remainder.
-        passes: How many passes to give, counted from `first_pass`; no end if `None`.
-        first_pass: The pass to start with.
-        shuffle_seed: Shuffles each pass anew; the order of the part if `None`.
+        batch_size: Examples in a batch, of all devices together.
+        epochs: Number of epochs, including what `first_step` skips; no end if `None`.
+        first_step: Number of batches to skip.
+        shuffle_seed: Shuffles each epoch anew; the order of the part if `None`.
         mirror: Mirror half of the images, left to right.
-        shift: Shift images by up to so many pixels each way, the border reflected.
-        devices: How many devices share a batch, over all processes.
-        process: The process whose rows of each batch are to be read.
-        processes: How many processes share a batch, with as many devices each.
+        shift: Largest shift of the images each way in pixels, the border reflected.
+        devices: Those that share a batch. This process's rows of it are returned.
 
     Raises:
-        UserError: A batch of none, a shift that is not one within the image, or
-            augmentation of what is not images.
+        UserError: A batch size below 1, a shift outside of the image, or augmentation
+            of inputs that are not images.
         ValueError: No examples, or augmentation without a seed.
     """
     count = len(part.targets)
     if batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}, but must be at least 1.")
+        raise UserError(f"`batch_size` is {batch_size}, but must be at least 1.")
     if not count:
         raise ValueError("A part without examples gives no batches.")
     augment = mirror or shift != 0
@@ -63,15 +61,19 @@ def batches(
             "Only images can be augmented, and these inputs are not images."
         )
     if augment and not 0 <= shift < min(part.inputs.shape[1:3]):
-        raise UserError(f"The shift is {shift}, but must be from 0 to below the side.")
+        raise UserError(
+            f"`shift` is {shift}, but must be from 0 to below the height and width."
+        )
     if augment and shuffle_seed is None:
-        raise ValueError("mirror and shift take a shuffle_seed.")
+        raise ValueError("`mirror` and `shift` need a `shuffle_seed`.")
     sizes = min(batch_size, count), count % batch_size
-    uneven = any(size % devices for size in sizes)
-    with tf.device("CPU:0"):  # tf.data works there
+    uneven = any(size % devices.count for size in sizes)
+    steps = math.ceil(count / batch_size)
+    first_epoch, skipped = divmod(first_step, steps)
+    with tf.device("CPU:0"):  # where tf.data runs
         inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
 
-    def one_pass(number):
+    def epoch(number):
         order = tf.range(count)
         if shuffle_seed is not None:
             seed = tf.stack([tf.constant(shuffle_seed, tf.int64), number])
@@ -81,51 +83,52 @@ def batches(
 
         def batch(start):
             size = tf.minimum(count - start, batch_size)
-            whole = -(-size // devices) * devices
-            own = whole // processes
-            place = process * own + tf.range(own)
-            chosen = tf.gather(order, start + tf.minimum(place, size - 1))
+            padded_size = -(-size // devices.count) * devices.count
+            process_size = padded_size // devices.processes
+            row = devices.process * process_size + tf.range(process_size)
+            examples = tf.gather(order, start + tf.minimum(row, size - 1))
             if augment:
-                values = _moved(inputs, chosen, tf.gather(moves, chosen))
+                values = _moved(inputs, examples, tf.gather(moves, examples))
             else:
-                values = tf.gather(inputs, chosen)
-            given = tf.cast(values, tf.float32), tf.gather(targets, chosen)
+                values = tf.gather(inputs, examples)
+            pair = tf.cast(values, tf.float32), tf.gather(targets, examples)
             if not uneven:
-                return given
-            weight = tf.cast(whole / size, tf.float32)
-            return *given, tf.where(place < size, weight, 0.0)
+                return pair
+            weight = tf.cast(padded_size / size, tf.float32)
+            return *pair, tf.where(row < size, weight, 0.0)
 
-        return tf.data.Dataset.range(0, count, batch_size).map(batch)
+        skipped_examples = (
+            skipped * batch_size * tf.cast(number == first_epoch, "int64")
+        )
+        return tf.data.Dataset.range(skipped_examples, count, batch_size).map(batch)
 
-    numbers = tf.data.Dataset.counter(first_pass)
-    steps = tf.data.INFINITE_CARDINALITY
-    if passes is not None:
-        numbers, steps = numbers.take(passes), passes * math.ceil(count / batch_size)
-    dataset = numbers.flat_map(one_pass)
-    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+    numbers = tf.data.Dataset.counter(first_epoch)
+    length = tf.data.INFINITE_CARDINALITY
+    if epochs is not None:
+        numbers = numbers.take(epochs - first_epoch)
+        length = epochs * steps - first_step
+    dataset = numbers.flat_map(epoch)
+    return dataset.apply(tf.data.experimental.assert_cardinality(length)).prefetch(2)
 
 
 def _moves(count, seed, mirror, shift):
-    """For each example: whether to mirror it, how far to shift it down and right."""
+    """For each example whether it is mirrored, and its shift down and right."""
     words = tf.random.stateless_uniform(
         (count, 3), seed, minval=None, maxval=None, dtype=tf.uint32
     )
     choices = [2 if mirror else 1, 2 * shift + 1, 2 * shift + 1]
-    return tf.cast(words % tf.constant(choices, tf.uint32), tf.int64) - [
-        0,
-        shift,
-        shift,
-    ]
+    numbers = tf.cast(words % tf.constant(choices, tf.uint32), tf.int64)
+    return numbers - [0, shift, shift]
 
 
-def _moved(images, chosen, moves):
-    """The chosen images, mirrored and shifted: one gather of pixels, still in uint8."""
+def _moved(images, examples, moves):
+    """The examples' images, mirrored and shifted: one gather of pixels, in uint8."""
     height, width, channels = images.shape[1:]
     mirror, down, right = tf.unstack(moves[:, :, None], axis=1)
     rows = _reflected(tf.range(height, dtype=tf.int64) - down, height)
     columns = _reflected(tf.range(width, dtype=tf.int64) - right, width)
     columns = tf.where(mirror == 1, width - 1 - columns, columns)
-    first_row = tf.cast(chosen, tf.int64)[:, None] * height
+    first_row = tf.cast(examples, tf.int64)[:, None] * height
     pixels = (first_row + rows)[:, :, None] * width + columns[:, None, :]
     return tf.gather(tf.reshape(images, (-1, channels)), pixels)
 

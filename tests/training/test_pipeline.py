@@ -1,4 +1,4 @@
-"""Batches: functions of the seed, the pass and the example alone."""
+"""Batches: functions of the seed, the epoch and the example alone."""
 
 import math
 
@@ -11,7 +11,7 @@ from kdrop.training.data import Part, spiral
 from kdrop.training.pipeline import batches
 
 
-def drawn(part, batch_size, **settings):
+def read(part, batch_size, **settings):
     pairs = batches(part, batch_size, **settings).as_numpy_iterator()
     return [(inputs.copy(), targets.copy()) for inputs, targets in pairs]
 
@@ -23,27 +23,28 @@ def part():
     return Part(images, np.arange(50, dtype="int32"))
 
 
-def assert_same(got, expected):
-    assert len(got) == len(expected)
-    for mine, other in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(mine[0], other[0])
-        np.testing.assert_array_equal(mine[1], other[1])
+def assert_same(pairs, expected):
+    for pair, other in zip(pairs, expected, strict=True):
+        np.testing.assert_array_equal(pair[0], other[0])
+        np.testing.assert_array_equal(pair[1], other[1])
 
 
 BOTH = {"mirror": True, "shift": 4}
 
 
+@pytest.mark.parametrize("first", [8, 9, 11])  # of 4 batches an epoch
 @pytest.mark.parametrize("augment", [{}, {"mirror": True}, {"shift": 2}, BOTH], ids=str)
-def test_batches_go_on_where_an_uninterrupted_run_would_be(part, augment):
-    how = {"shuffle_seed": 5, **augment}
-    whole = drawn(part, 16, passes=5, **how)
-    assert_same(drawn(part, 16, passes=3, first_pass=2, **how), whole[2 * 4 :])
-    endless = batches(part, 16, first_pass=2, **how)
-    assert_same(list(endless.take(12).as_numpy_iterator()), whole[2 * 4 :])
+def test_a_pipeline_starts_at_any_step(part, augment, first):
+    settings = {"shuffle_seed": 5, **augment}
+    whole = read(part, 16, epochs=5, **settings)
+    assert_same(read(part, 16, epochs=5, first_step=first, **settings), whole[first:])
+    endless = batches(part, 16, first_step=first, **settings).take(9)
+    expected = whole[first : first + 9]
+    assert_same(list(endless.as_numpy_iterator()), expected)
 
 
-def test_every_pass_gives_each_example_once_in_a_new_order(part):
-    pairs = drawn(part, 16, passes=3, shuffle_seed=0)
+def test_every_epoch_gives_each_example_once_in_a_new_order(part):
+    pairs = read(part, 16, epochs=3, shuffle_seed=0)
     assert [len(targets) for _, targets in pairs] == [16, 16, 16, 2] * 3
     orders = [np.concatenate([t for _, t in pairs[k : k + 4]]) for k in (0, 4, 8)]
     for order in orders:
@@ -51,25 +52,26 @@ def test_every_pass_gives_each_example_once_in_a_new_order(part):
     assert len({tuple(order) for order in orders}) == 3
     inputs = np.concatenate([inputs for inputs, _ in pairs[:4]])
     np.testing.assert_array_equal(inputs, part.inputs[orders[0]].astype("float32"))
-    other = drawn(part, 50, passes=1, shuffle_seed=1)[0][1]
+    other = read(part, 50, epochs=1, shuffle_seed=1)[0][1]
     assert tuple(other) not in {tuple(order) for order in orders}
 
 
-def test_without_a_seed_the_order_is_the_parts(part):
-    (inputs, targets), *_ = drawn(part, 64, passes=1)
+def test_without_a_seed_the_order_is_that_of_the_part(part):
+    (inputs, targets), *_ = read(part, 64, epochs=1)
     np.testing.assert_array_equal(targets, part.targets)
     np.testing.assert_array_equal(inputs, part.inputs)
     assert inputs.dtype == "float32" and targets.dtype == "int32"
 
 
 def test_cardinality_is_known(part):
-    assert batches(part, 16, passes=3, shuffle_seed=1).cardinality() == 12
+    assert batches(part, 16, epochs=3, shuffle_seed=1).cardinality() == 12
+    assert batches(part, 16, epochs=3, first_step=5).cardinality() == 7
     assert batches(part, 16).cardinality() == tf.data.INFINITE_CARDINALITY
 
 
-def test_points_pass_unchanged():
+def test_points_are_unchanged():
     points = spiral(train_size=30, validation=0).train
-    (inputs, targets), *_ = drawn(points, 30, passes=1)
+    (inputs, targets), *_ = read(points, 30, epochs=1)
     np.testing.assert_array_equal(inputs, points.inputs)
 
 
@@ -85,9 +87,9 @@ def candidates(image):
 
 
 def test_augmentation_is_a_shift_and_half_the_time_a_mirror(part):
-    passes = 20
+    epochs = 20
     mirrored, shifts = 0, []
-    for inputs, targets in drawn(part, 16, passes=passes, shuffle_seed=2, **BOTH):
+    for inputs, targets in read(part, 16, epochs=epochs, shuffle_seed=2, **BOTH):
         for moved, target in zip(inputs.astype("uint8"), targets, strict=True):
             image = part.inputs[target]
             plain = candidates(image).get(moved.tobytes())
@@ -95,7 +97,7 @@ def test_augmentation_is_a_shift_and_half_the_time_a_mirror(part):
             assert (plain is None) != (mirror is None)
             mirrored += mirror is not None
             shifts.append(plain or mirror)
-    draws = 50 * passes
+    draws = 50 * epochs
     # five standard deviations of a binomial count
     assert abs(mirrored - draws / 2) < 5 * math.sqrt(draws / 4)
     for axis in np.transpose(shifts):
@@ -104,35 +106,35 @@ def test_augmentation_is_a_shift_and_half_the_time_a_mirror(part):
 
 
 def test_a_shift_alone_mirrors_nothing_and_a_mirror_alone_shifts_nothing(part):
-    ((inputs, targets),) = drawn(part, 50, passes=1, shuffle_seed=2, shift=4)
+    ((inputs, targets),) = read(part, 50, epochs=1, shuffle_seed=2, shift=4)
     shifts = {
         candidates(part.inputs[target])[moved.tobytes()]
         for moved, target in zip(inputs.astype("uint8"), targets, strict=True)
     }
     assert len(shifts) > 20
-    ((inputs, targets),) = drawn(part, 50, passes=1, shuffle_seed=2, mirror=True)
+    ((inputs, targets),) = read(part, 50, epochs=1, shuffle_seed=2, mirror=True)
     images = part.inputs[targets]
     plain = (inputs == images).all(axis=(1, 2, 3))
     mirrored = (inputs == images[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (plain ^ mirrored).all() and 10 < mirrored.sum() < 40
 
 
-def test_augmentation_belongs_to_the_example_and_not_to_its_batch(part):
-    how = {"passes": 1, "shuffle_seed": 3, **BOTH}
-    small, large = drawn(part, 7, **how), drawn(part, 50, **how)
-    together = np.concatenate([inputs for inputs, _ in small])
-    np.testing.assert_array_equal(together, large[0][0])
+def test_augmentation_does_not_depend_on_the_batch_size(part):
+    settings = {"epochs": 1, "shuffle_seed": 3, **BOTH}
+    small, large = read(part, 7, **settings), read(part, 50, **settings)
+    inputs = np.concatenate([inputs for inputs, _ in small])
+    np.testing.assert_array_equal(inputs, large[0][0])
 
 
-def test_batches_refuse_what_they_cannot_do(part):
-    with pytest.raises(UserError, match="batch size is 0"):
+def test_wrong_arguments_are_rejected(part):
+    with pytest.raises(UserError, match="`batch_size` is 0"):
         batches(part, 0)
     with pytest.raises(ValueError, match="shuffle_seed"):
         batches(part, 16, mirror=True)
     with pytest.raises(UserError, match="images"):
         batches(spiral(30, 0).train, 16, mirror=True, shuffle_seed=1)
     for shift in (-1, 11):
-        with pytest.raises(UserError, match=f"shift is {shift}"):
+        with pytest.raises(UserError, match=f"`shift` is {shift}"):
             batches(part, 16, shift=shift, shuffle_seed=1)
     with pytest.raises(ValueError, match="without examples"):
         batches(Part(part.inputs[:0], part.targets[:0]), 16)

@@ -1,4 +1,4 @@
-"""The pictures: what they say is true, and all that they say can be read."""
+"""The pictures: they draw the right numbers, and all their text can be read."""
 
 from itertools import combinations
 
@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from kdrop.training import plots
-from studies import figures
+from kdrop.training import image_plots, plots, vote_plots
 
 CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
 ARMS = ["arm 0", "arm 1", "arm 2"]
@@ -43,18 +42,18 @@ def drawn(tmp_path, monkeypatch):
     result = Drawn(tmp_path / "picture.png")
     draw, save = Text.draw, Figure.savefig
 
-    def keep_box(text, renderer):
+    def record_box(text, renderer):
         if text.get_text() and text.get_visible():
             result.boxes[text] = text.get_window_extent(renderer)
         return draw(text, renderer)
 
-    def keep_figure(figure, *arguments, **settings):
+    def record_figure(figure, *arguments, **settings):
         result.boxes.clear()
         result.figure = figure
         save(figure, *arguments, **settings)
 
-    monkeypatch.setattr(Text, "draw", keep_box)
-    monkeypatch.setattr(Figure, "savefig", keep_figure)
+    monkeypatch.setattr(Text, "draw", record_box)
+    monkeypatch.setattr(Figure, "savefig", record_figure)
     return result
 
 
@@ -105,78 +104,55 @@ def draw_regions(path, runs, labels):
 
 
 def draw_predictions(path, count, channels, labels):
-    plots.predictions(path, TITLE, *images(count, channels, len(labels)), labels)
+    image_plots.predictions(path, TITLE, *images(count, channels, len(labels)), labels)
 
 
 def draw_confusion(path, labels, count=20_000):
     pairs = np.random.default_rng(3).integers(0, len(labels), (2, count))
-    plots.confusion(path, TITLE, pairs[0], np.where(pairs[0] < 2, *pairs), labels)
+    image_plots.confusion(path, TITLE, pairs[0], np.where(pairs[0] < 2, *pairs), labels)
 
 
-def sampled(points, classes=3, passes=20):
-    """Passes that agree within a unit of the middle, and not beyond."""
-    noise = np.random.default_rng(5).normal(size=(passes, 1, classes))
+def sample(points, classes=3, samples=20):
+    """Samples that agree within a unit of the middle, and not beyond."""
+    noise = np.random.default_rng(5).normal(size=(samples, 1, classes))
     far = np.clip(np.linalg.norm(points, axis=1) - 1, 0, 20)
     scores = np.exp(np.tanh(3 * points.sum(axis=1))[:, None] * np.arange(classes))
     scores = scores / scores.sum(axis=1, keepdims=True) * np.exp(far[:, None] * noise)
     return scores / scores.sum(axis=-1, keepdims=True)
 
 
-def forecast(count, passes=50, classes=10):
+def forecast(count, samples=50, classes=10):
     """Weight scaling, samples, and targets that are drawn from their mean."""
     generator = np.random.default_rng(6)
     middle = generator.dirichlet(np.full(classes, 0.3), count)
-    samples = generator.gamma(20 * middle + 0.1, size=(passes, count, classes))
-    samples /= samples.sum(axis=-1, keepdims=True)
-    targets = [generator.choice(classes, p=each) for each in samples.mean(axis=0)]
-    return middle, samples, np.array(targets)
+    shape = (samples, count, classes)
+    values = generator.gamma(20 * middle + 0.1, size=shape)
+    values /= values.sum(axis=-1, keepdims=True)
+    targets = [generator.choice(classes, p=each) for each in values.mean(axis=0)]
+    return middle, values, np.array(targets)
 
 
-def draw_passes(path, runs, count=400, passes=50):
-    scaled, samples, targets = forecast(count, passes)
-    shifts = enumerate(runs)
-    found = {name: (scaled, np.roll(samples, n, axis=0)) for n, name in shifts}
-    plots.passes(path, found, targets)
+def draw_sample_counts(path, runs, count=400, samples=50):
+    scaled, values, targets = forecast(count, samples)
+    votes = {x: (scaled, np.roll(values, n, axis=0)) for n, x in enumerate(runs)}
+    vote_plots.sample_counts(path, votes, targets)
 
 
-def draw_reliability(path, title, count=3000):
+def draw_calibration(path, title, count=3000):
     scaled, samples, targets = forecast(count)
     forecasts = {"weight scaling": scaled, "vote": samples.mean(axis=0)}
-    plots.reliability(path, title, forecasts, targets)
+    vote_plots.calibration(path, title, forecasts, targets)
 
 
 def draw_uncertainty(path, title, scale=(1, 1)):
     points = disc(1500) * np.float32(scale)
-    plots.uncertainty(path, title, lambda x: sampled(x)[0], sampled, points)
+    vote_plots.uncertainty_maps(path, title, lambda x: sample(x)[0], sample, points)
 
 
 def draw_certainty(path, count, channels, labels):
     pixels, targets, _ = images(count, channels, len(labels))
     samples = forecast(count, 5, len(labels))[1]
-    plots.certainty(path, TITLE, pixels, targets, samples, labels)
-
-
-def draw_scaling(path, networks, links):
-    devices = [2**n for n in range(11)]
-    rows = [
-        dict(
-            network=network,
-            scaling=kind,
-            link=link,
-            devices=count,
-            times=count ** (0 if kind == "strong" else 1 - number / 9),
-        )
-        for kind in ("weak", "strong")
-        for number, network in enumerate(networks)
-        for link in links
-        for count in devices
-    ]
-    figures.scaling(path, rows)
-    return rows
-
-
-LINKS = "1 Gbit/s", "10 Gbit/s", "100 Gbit/s"
-NETWORKS = "srivastava_cnn", "spiral_mlp", "mnist_mlp", "concat_mlp", "alexnet32"
+    image_plots.certainty(path, TITLE, pixels, targets, samples, labels)
 
 
 CASES = {
@@ -199,19 +175,17 @@ CASES = {
     "confused photographs": lambda path: draw_confusion(path, CIFAR),
     "confused long labels": lambda path: draw_confusion(path, LONG),
     "confused arms": lambda path: draw_confusion(path, ARMS),
-    "one pass": lambda path: draw_passes(path, RUNS[1:2], passes=1),
-    "passes": lambda path: draw_passes(path, RUNS),
-    "many passes": lambda path: draw_passes(path, RUNS[:2], 40, passes=1000),
-    "reliability": lambda path: draw_reliability(path, TITLE),
-    "reliability of a few": lambda path: draw_reliability(path, RUNS[2], 3),
+    "one sample": lambda path: draw_sample_counts(path, RUNS[1:2], samples=1),
+    "samples": lambda path: draw_sample_counts(path, RUNS),
+    "many samples": lambda path: draw_sample_counts(path, RUNS[:2], 40, 1000),
+    "reliability": lambda path: draw_calibration(path, TITLE),
+    "reliability of a few": lambda path: draw_calibration(path, RUNS[2], 3),
     "uncertainty": lambda path: draw_uncertainty(path, RUNS[2]),
     "uncertainty of wide points": lambda path: draw_uncertainty(path, TITLE, (40, 9)),
     "certainty of one image": lambda path: draw_certainty(path, 1, 3, CIFAR),
     "certainty of photographs": lambda path: draw_certainty(path, 40, 3, CIFAR),
     "certainty of drawings": lambda path: draw_certainty(path, 11, 1, list("012")),
     "certainty of long labels": lambda path: draw_certainty(path, 40, 3, LONG),
-    "scaling": lambda path: draw_scaling(path, NETWORKS, LINKS),
-    "scaling of one": lambda path: draw_scaling(path, NETWORKS[:1], LINKS[:1]),
 }
 
 
@@ -229,8 +203,8 @@ def test_every_text_can_be_read_in_print(drawn, case):
             text
         )
     for (one, a), (other, b) in combinations(drawn.boxes.items(), 2):
-        apart = a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
-        assert apart, f"{one.get_text()!r} lies on {other.get_text()!r}"
+        separate = a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
+        assert separate, f"{one.get_text()!r} lies on {other.get_text()!r}"
 
 
 def test_curves_draw_the_columns(drawn):
@@ -262,12 +236,12 @@ def test_curves_draw_the_rates_of_a_schedule(drawn):
         assert line.get_color() == drawn.figure.axes[0].lines[-1].get_color()
 
 
-def test_no_validation_is_named_where_there_is_none(drawn):
+def test_without_validation_the_legend_has_none(drawn):
     plots.curves(drawn.path, {"none": history(5, validation=False)})
     assert "training" in drawn.texts and "validation" not in drawn.texts
 
 
-def test_long_curves_are_means_in_a_band_and_say_so(drawn):
+def test_long_curves_are_means_in_a_band(drawn):
     long = history(1001)
     plots.curves(drawn.path, {"none": long})
     panel = drawn.figure.axes[1]
@@ -289,7 +263,7 @@ def test_a_diverged_run_does_not_hide_the_others(drawn, epochs):
     assert 0 < low < 0.3 and 1e3 < high < 1e4
 
 
-def test_regions_show_the_points_and_count_them_all(drawn):
+def test_regions_draw_some_points_and_count_all(drawn):
     points = disc(3000) * np.float32([2, 1]) + np.float32([5, 0])
     targets = (points[:, 0] > 5).astype(int)
     flipped = np.random.default_rng(4).permutation(3000)[:300]
@@ -308,22 +282,22 @@ def test_regions_show_the_points_and_count_them_all(drawn):
         (first.get_xlim(), first.get_ylim()), points.T, strict=True
     ):
         assert limits[0] < coordinates.min() and coordinates.max() < limits[1]
-    given = {
+    target_of = {
         tuple(point): target for point, target in zip(points, targets, strict=True)
     }
-    shown = 0
+    drawn_points = 0
     for line in first.lines:
         black = line.get_markeredgecolor() == "black"
         for point in line.get_xydata().astype(np.float32):
-            target = given[tuple(point)]
+            target = target_of[tuple(point)]
             assert line.get_color() == plots.COLOURS[target]
             assert line.get_marker() == plots.MARKERS[target]
             assert black == (target != (point[0] > 5))
-            shown += 1
-    assert shown == 1000
+            drawn_points += 1
+    assert drawn_points == 1000
 
 
-def test_regions_are_where_they_were_predicted(drawn):
+def test_regions_have_the_colour_of_the_prediction(drawn):
     def predict(points):  # certain of 2 above y = 3, at chance below, of 1 at the right
         probabilities = np.full((len(points), 3), 1 / 3)
         probabilities[points[:, 1] > 3] = [0, 0, 1]
@@ -351,12 +325,12 @@ def test_regions_of_a_diverged_run_are_white(drawn):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_predictions_tell_right_from_wrong(drawn, channels):
+def test_predictions_mark_right_and_wrong(drawn, channels):
     pixels, targets, _ = images(40, channels, 10)
     probabilities = np.full((40, 10), 0.01)
     guesses = np.where(np.arange(40) % 4 == 0, (targets + 1) % 10, targets)
     probabilities[np.arange(40), guesses] = 0.91
-    plots.predictions(drawn.path, TITLE, pixels, targets, probabilities, CIFAR)
+    image_plots.predictions(drawn.path, TITLE, pixels, targets, probabilities, CIFAR)
     panels = drawn.figure.axes
     assert len(panels) == 32
     for n, panel in enumerate(panels):
@@ -364,8 +338,8 @@ def test_predictions_tell_right_from_wrong(drawn, channels):
         assert panel.get_title() == f"{CIFAR[guesses[n]]}\n{mark} 91%"
         assert panel.get_xlabel() == truth
         assert (panel.spines["top"].get_linewidth() > 2) == (n % 4 == 0)
-        shown = panel.images[0].get_array().reshape(pixels[n].shape)
-        np.testing.assert_array_equal(shown, pixels[n])
+        picture = panel.images[0].get_array().reshape(pixels[n].shape)
+        np.testing.assert_array_equal(picture, pixels[n])
     title = drawn.figure.get_suptitle()
     score = "Predicted right: 24 of the 32 shown, 75.0% of all 40"
     assert title.startswith(f"{TITLE}\n{score}\n")
@@ -381,9 +355,9 @@ def luminance(rgb):
 def test_confusion_rows_are_percent_of_the_true_class(drawn):
     pairs = (
         [(0, 0)] * 299 + [(0, 2)] + [(1, 0)] * 3 + [(1, 1)] * 1
-    )  # none is of class 2
+    )  # no example of class 2
     targets, predicted = np.array(pairs).T
-    plots.confusion(drawn.path, TITLE, targets, predicted, ARMS)
+    image_plots.confusion(drawn.path, TITLE, targets, predicted, ARMS)
     panel = drawn.figure.axes[0]
     cells = {text.get_position(): text.get_text() for text in panel.texts}
     assert cells == {(0, 0): "100", (2, 0): "<1", (0, 1): "75", (1, 1): "25"}
@@ -398,7 +372,7 @@ def test_confusion_cells_contrast_with_their_numbers(drawn):
     predicted = np.concatenate(
         [[n] * c + [0] * (100 - c) for n, c in enumerate(counts, 1)]
     )
-    plots.confusion(drawn.path, TITLE, targets, predicted, labels)
+    image_plots.confusion(drawn.path, TITLE, targets, predicted, labels)
     panel = drawn.figure.axes[0]
     assert len(panel.texts) == 2 * len(counts)
     for text in panel.texts:
@@ -408,9 +382,11 @@ def test_confusion_cells_contrast_with_their_numbers(drawn):
         assert (bright + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_passes_draw_the_vote_of_the_first_so_many(drawn):
+def test_sample_counts_draw_the_vote_of_the_first_samples(drawn):
     scaled, samples, targets = forecast(200, 6)
-    plots.passes(drawn.path, {"none": None, "a": (scaled, samples)}, targets)
+    vote_plots.sample_counts(
+        drawn.path, {"none": None, "a": (scaled, samples)}, targets
+    )
     error, loss = drawn.figure.axes
     expected = [
         (scores, -np.log(scores[range(200), targets]).mean())
@@ -427,10 +403,10 @@ def test_passes_draw_the_vote_of_the_first_so_many(drawn):
         assert level.get_color() == vote.get_color() == plots.COLOURS[1]
 
 
-def test_reliability_draws_bins_of_confidence(drawn):
+def test_calibration_draws_bins_of_confidence(drawn):
     sure = np.array([[0.8, 0.2]] * 10 + [[0.05, 0.95]] * 5)
     targets = np.array([0] * 6 + [1] * 4 + [1] * 4 + [0])
-    plots.reliability(drawn.path, TITLE, {"a": sure, "b": sure[:, ::-1]}, targets)
+    vote_plots.calibration(drawn.path, TITLE, {"a": sure, "b": sure[:, ::-1]}, targets)
     above, below = drawn.figure.axes
     diagonal, a, b = above.lines
     np.testing.assert_array_equal(*diagonal.get_xydata().T)
@@ -442,8 +418,8 @@ def test_reliability_draws_bins_of_confidence(drawn):
     assert f"a: calibration error {error:.3f}" in drawn.texts
 
 
-def test_uncertainty_is_where_the_passes_differ(drawn):
-    def left(points):  # sure at the left, two passes that contradict at the right
+def test_uncertainty_is_high_where_the_samples_differ(drawn):
+    def left(points):  # sure at the left, two samples that contradict at the right
         sure = np.broadcast_to([1.0, 0, 0], (2, len(points), 3)).copy()
         sure[1, points[:, 0] > 0] = [0, 1, 0]
         return sure
@@ -454,7 +430,7 @@ def test_uncertainty_is_where_the_passes_differ(drawn):
         return thirds
 
     corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
-    plots.uncertainty(drawn.path, TITLE, below, left, corners)
+    vote_plots.uncertainty_maps(drawn.path, TITLE, below, left, corners)
     panels = drawn.figure.axes[:3]
     entropy = [([0, -2], np.log(3)), ([0, 2], 0)]
     difference = [([2, 0], np.log(2)), ([-2, 0], 0)]
@@ -462,7 +438,7 @@ def test_uncertainty_is_where_the_passes_differ(drawn):
         assert panel.get_xlim() == pytest.approx((-3, 3))
         for (x, y), value in values:
             picture = panel.images[0]
-            row, column = ((np.array([y, x]) + 3) / 6 * plots.FAR_PIXELS).astype(int)
+            row, column = ((np.array([y, x]) + 3) / 6 * vote_plots.PIXELS).astype(int)
             assert picture.get_array()[row, column] == pytest.approx(value)
             colour = picture.to_rgba(value)[:3]
             np.testing.assert_allclose(
@@ -477,30 +453,11 @@ def test_certainty_orders_the_images_by_entropy(drawn):
     shares = np.random.default_rng(7).permutation(np.linspace(0.2, 1, 40))
     samples[:, range(40), targets] = shares
     samples += (1 - shares[:, None]) / 10
-    plots.certainty(drawn.path, TITLE, pixels, targets, samples, CIFAR)
+    image_plots.certainty(drawn.path, TITLE, pixels, targets, samples, CIFAR)
     order = np.argsort(-shares)
-    shown = [*order[:16], *order[::-1][:16]]
+    examples = [*order[:16], *order[::-1][:16]]
     assert len(drawn.figure.axes) == 32
-    for panel, n in zip(drawn.figure.axes, shown, strict=True):
+    for panel, n in zip(drawn.figure.axes, examples, strict=True):
         np.testing.assert_array_equal(panel.images[0].get_array(), pixels[n])
         share = shares[n] + (1 - shares[n]) / 10
         assert panel.get_title() == f"{CIFAR[targets[n]]}\n✓ {share:.0%}"
-
-
-def test_scaling_draws_each_network_over_the_devices(drawn):
-    rows = draw_scaling(drawn.path, ["a", "b"], LINKS[:2])
-    panels = drawn.figure.axes
-    for panel, kind, link in zip(
-        panels, ["weak", "weak", "strong", "strong"], [*LINKS[:2]] * 2, strict=True
-    ):
-        ideal, *lines = panel.lines
-        np.testing.assert_array_equal(*ideal.get_xydata().T)
-        for line, name in zip(lines, "ab", strict=True):
-            own = [
-                (row["devices"], row["times"])
-                for row in rows
-                if (row["scaling"], row["link"], row["network"]) == (kind, link, name)
-            ]
-            np.testing.assert_array_equal(line.get_xydata(), own)
-        gain = "up to\n1,024 times (a)" if kind == "weak" else "\nnothing gained"
-        assert panel.get_title() == f"{link}, {gain}"

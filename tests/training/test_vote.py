@@ -1,4 +1,4 @@
-"""The vote of the sub-networks, in the tables and records of a training run."""
+"""The vote of Monte Carlo samples in the tables, records and pictures."""
 
 import io
 import json
@@ -8,28 +8,34 @@ import keras
 import numpy as np
 import pytest
 from rich.console import Console
+from runs import small
 
 import kdrop
 from kdrop.ensemble.calibration import MEASURES
-from kdrop.training import comparison
-from kdrop.training.comparison import compare
+from kdrop.training import export
+from kdrop.training.comparison import Comparison, compare
 from kdrop.training.data import spiral
-from kdrop.training.experiment import Experiment
+from kdrop.training.devices import ALONE
 
 PICTURES = {"passes", "reliability", "uncertainty"}
 
 
-def compared(folder, *kinds, **options):
-    settings = {"train_size": 300, "epochs": 3, "batch_size": 50, "hidden": (16,)}
-    experiments = [Experiment(dropout=kind, seed=5, **settings) for kind in kinds]
+def compared(folder, *kinds, **settings):
+    """The exported versions of experiments with these layers, and the output."""
+    experiments = [small(dropout=kind, seed=5, epochs=3) for kind in kinds]
+    comparison = Comparison(experiments=experiments, output=folder, **settings)
     console = Console(width=132, record=True, file=io.StringIO())
-    paths = compare(experiments, output=folder, console=console, **options)
+    paths = compare(comparison, ALONE, console)
     return paths, console.export_text()
 
 
-def test_table_and_record_hold_what_the_samples_say(tmp_path):
-    (plain, path), text = compared(
-        tmp_path / "models", "none", "InvertedDropout", passes=12
+def pictures(folder):
+    return {path.stem for path in folder.glob("*.png")}
+
+
+def test_table_and_record_have_the_measures_of_the_samples(tmp_path):
+    (plain, path), output = compared(
+        tmp_path / "models", "none", "InvertedDropout", passes=12, vote_size=3000
     )
     inputs, targets = spiral().test
     model = keras.models.load_model(path / "model.keras")
@@ -40,67 +46,65 @@ def test_table_and_record_hold_what_the_samples_say(tmp_path):
     }
     record = json.loads((path / "experiment.json").read_text())
     assert record["passes"] == 12
-    assert "the vote of 12 passes" in text
-    for way, predicted in ways.items():
+    assert "the vote of 12 samples" in output
+    for way, probabilities in ways.items():
+        likelihood = np.log(probabilities[range(3000), targets])
         numbers = {
-            "accuracy": np.mean(predicted.argmax(axis=1) == targets),
-            "negative_log_likelihood": -np.log(predicted[range(3000), targets]).mean(),
-            "brier_score": ((predicted - np.eye(3)[targets]) ** 2).sum(axis=1).mean(),
+            "accuracy": np.mean(probabilities.argmax(axis=1) == targets),
+            "negative_log_likelihood": -likelihood.mean(),
+            "brier_score": ((probabilities - np.eye(3)[targets]) ** 2).sum(1).mean(),
         }
         name = way.replace(" ", "_")
         for measure, number in numbers.items():
             written = record["metrics"][f"{name}_{measure}"]
             assert written == pytest.approx(number, rel=1e-5)
         calibration = record["metrics"][f"{name}_expected_calibration_error"]
-        (row,) = re.findall(rf"InvertedDropout +{way} +(.*\S)", text)
+        (row,) = re.findall(rf"InvertedDropout +{way} +(.*\S)", output)
         accuracy, likelihood, brier = numbers.values()
         assert [float(cell) for cell in row.split()] == pytest.approx(
             [100 * accuracy, likelihood, calibration, brier], abs=0.0051
         )
-    assert not re.search("none +(weight scaling|vote)", text)
-    assert {p.stem for p in path.glob("*.png")} == PICTURES | {"curves", "regions"}
-    assert {p.stem for p in plain.glob("*.png")} == {"curves", "regions"}
-    plain = json.loads((plain / "experiment.json").read_text())
-    assert not any("vote" in name for name in plain["metrics"])
+    assert not re.search("none +(weight scaling|vote)", output)
+    assert pictures(path) == PICTURES | {"curves", "regions"}
+    assert pictures(plain) == {"curves", "regions"}
+    metrics = json.loads((plain / "experiment.json").read_text())["metrics"]
+    assert not any("vote" in name for name in metrics)
 
 
 @pytest.fixture
 def exported(monkeypatch):
-    """What would be exported, by name; the pictures are drawn."""
-    exported_settings = {}
+    """The arguments of the export, which draws pictures alone."""
+    arguments = {}
 
-    def export(model, folder, draw, **settings):
-        exported_settings.update(settings)
+    def draw_only(model, folder, draw, **settings):
+        arguments.update(settings)
         folder.mkdir()
         draw(folder)
         return folder
 
-    monkeypatch.setattr(comparison, "export", export)
-    return exported_settings
+    monkeypatch.setattr(export, "export", draw_only)
+    return arguments
 
 
-@pytest.mark.parametrize("passes, served", [(0, 50), (1, 1)])
-def test_the_signature_samples_as_many(tmp_path, exported, passes, served):
-    (path,), text = compared(tmp_path, "VanillaDropout", passes=passes)
-    assert exported["passes"] == served  # the signature is there without a vote, too
-    assert ("weight scaling" in text) == (passes > 0)
-    pictures = {path.stem for path in path.glob("*.png")}
-    assert (pictures >= PICTURES) == (passes > 0)
+def test_without_a_vote_the_signature_still_samples(tmp_path, exported):
+    (path,), output = compared(tmp_path, "VanillaDropout", passes=0)
+    assert exported["passes"] == 50
+    assert "weight scaling" not in output
+    assert not pictures(path) & PICTURES
 
 
-def test_every_seed_votes(tmp_path, exported):
-    _, text = compared(tmp_path, "InvertedDropout", passes=3, seeds=2)
-    for measure in MEASURES:
-        runs = exported["record"]["seeds"].values()
-        values = [each[f"vote_{measure}"] for each in runs]
-        assert len(set(values)) == 2
-    mean, spread = np.mean(values), np.std(values, ddof=1)  # the last: Brier score
-    assert re.search(rf" vote .* {mean:.4f} ± {spread:.4f}", text)
-
-
-def test_a_vote_on_the_first_examples_says_so(tmp_path, exported):
-    _, text = compared(tmp_path, "InvertedDropout", passes=2, vote_size=4)
-    assert exported["record"]["voted_on"] == 4
-    accuracy = exported["record"]["metrics"]["vote_accuracy"]
+def test_each_seed_votes_on_the_first_examples(tmp_path, exported):
+    (path,), output = compared(
+        tmp_path, "InvertedDropout", passes=3, seeds=2, vote_size=4
+    )
+    record = exported["record"]
+    assert exported["passes"] == 3 and record["voted_on"] == 4
+    assert "first 4 of 3,000 test examples" in output
+    accuracy = record["metrics"]["vote_accuracy"]
     assert 4 * accuracy == int(4 * accuracy)
-    assert "first 4 of 3,000 test examples" in text
+    for measure in MEASURES:
+        values = [metrics[f"vote_{measure}"] for metrics in record["seeds"].values()]
+        assert len(values) == 2
+    mean, spread = np.mean(values), np.std(values, ddof=1)  # the last: Brier score
+    assert spread > 0 and re.search(rf" vote .* {mean:.4f} ± {spread:.4f}", output)
+    assert pictures(path) >= PICTURES

@@ -1,0 +1,161 @@
+"""The builders of `kdrop.models`."""
+
+import keras
+
+from kdrop.models.places import Network
+
+
+def _mlp(name, network, hidden):
+    layers = network.inputs(flat=True)
+    for number, units in enumerate(hidden, start=1):
+        layers += [network.dense(units, number), *network.drop(number)]
+    return keras.Sequential([*layers, network.head()], name=name)
+
+
+def spiral_mlp(
+    dropout=None, rate=0.3, *, hidden=(256, 256), classes=3, input_shape=(2,), **common
+):
+    """ReLU layers of the widths in `hidden`, each followed by a place for dropout.
+
+    >>> import kdrop
+    >>> model = kdrop.models.spiral_mlp(kdrop.InvertedDropout, 0.2, hidden=(64,))
+    >>> [layer.name for layer in kdrop.drop_layers(model)], model.output_shape
+    (['drop_1'], (None, 3))
+    """
+    common |= dict(classes=classes, input_shape=input_shape)
+    network = Network(dropout, rate, len(hidden), **common)
+    return _mlp("spiral_mlp", network, hidden)
+
+
+def mnist_mlp(
+    dropout=None, rate=0.5, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **common
+):
+    """The same for flattened images, as wide as those of Srivastava et al. (2014).
+
+    >>> import kdrop
+    >>> model = kdrop.models.mnist_mlp(kdrop.GaussianDropout, hidden=(32,))
+    >>> model.count_params() - model.get_layer("standardise").count_params()
+    25450
+    """
+    network = Network(dropout, rate, len(hidden), input_shape=input_shape, **common)
+    return _mlp("mnist_mlp", network, hidden)
+
+
+def concat_mlp(
+    dropout=None, rate=0.5, *, hidden=(512, 512), input_shape=(28, 28, 1), **common
+):
+    """ReLU layers with dropout; the output layer sees all of them concatenated.
+
+    >>> import kdrop
+    >>> model = kdrop.models.concat_mlp(kdrop.ExactDropout, hidden=(32, 16))
+    >>> model.get_layer("probabilities").input.shape
+    (None, 48)
+    """
+    network = Network(dropout, rate, len(hidden), input_shape=input_shape, **common)
+    inputs, *before = network.inputs(flat=True)
+    outputs, hidden_outputs = inputs, []
+    for layer in before:
+        outputs = layer(outputs)
+    for number, units in enumerate(hidden, start=1):
+        for layer in [network.dense(units, number), *network.drop(number)]:
+            outputs = layer(outputs)
+        hidden_outputs.append(outputs)
+    outputs = network.head()(keras.layers.Concatenate()(hidden_outputs))
+    return keras.Model(inputs, outputs, name="concat_mlp")
+
+
+def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
+    """Five convolutions at 224 x 224, then dropout before each layer of `hidden`.
+
+    Images of another size are resized inside the model. The layout is the single
+    column of [Krizhevsky, 2014](https://arxiv.org/abs/1404.5997).
+
+    >>> import kdrop
+    >>> model = kdrop.models.alexnet(kdrop.InvertedDropout, hidden=(16,), classes=5)
+    >>> model.input_shape, model.output_shape
+    ((None, 32, 32, 3), (None, 5))
+    """
+    network = Network(dropout, rate, len(hidden), **common)
+    layers = network.inputs()
+    if tuple(network.input_shape[:2]) != (224, 224):
+        layers.append(keras.layers.Resizing(224, 224))
+    layers += [
+        keras.layers.ZeroPadding2D(2),
+        network.conv(64, 11, strides=4, activation="relu"),
+        keras.layers.MaxPooling2D(3, strides=2),
+        network.conv(192, 5, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(3, strides=2),
+        network.conv(384, 3, padding="same", activation="relu"),
+        network.conv(256, 3, padding="same", activation="relu"),
+        network.conv(256, 3, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(3, strides=2),
+        keras.layers.Flatten(),
+    ]
+    for number, units in enumerate(hidden, start=1):
+        layers += [*network.drop(number), network.dense(units, number)]
+    return keras.Sequential([*layers, network.head()], name="alexnet")
+
+
+def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
+    """`alexnet` at the scale of 32 x 32 images, with batch normalisation.
+
+    The first convolution has `width` filters, the others 3, 6, 4 and 4 times as many.
+    Places for dropout are behind each of the three poolings and each dense layer; the
+    default rates are 0.1, 0.1 and 0.2, then 0.5.
+
+    >>> import kdrop
+    >>> model = kdrop.models.alexnet32(kdrop.DropBlock2D, width=4, hidden=(16,))
+    >>> [(type(x).__name__, x.rate) for x in kdrop.drop_layers(model)[1:]]
+    [('DropBlock2D', 0.1), ('DropBlock2D', 0.2), ('InvertedDropout', 0.5)]
+    """
+    rate = (0.1, 0.1, 0.2, *[0.5] * len(hidden)) if rate is None else rate
+    network = Network(dropout, rate, 3 + len(hidden), **common)
+    layers = network.inputs()
+    number = 0
+    for times, pool in [(1, True), (3, True), (6, False), (4, False), (4, True)]:
+        number += pool
+        arguments = dict(number=number if pool else None, padding="same")
+        layers.append(network.conv(times * width, 3, use_bias=False, **arguments))
+        if pool:  # first, which leaves a quarter of the values to normalise
+            layers.append(keras.layers.MaxPooling2D(2))
+        penalties = network.penalties("gamma", "beta")
+        layers.append(keras.layers.BatchNormalization(momentum=0.9, **penalties))
+        layers.append(keras.layers.ReLU())
+        if pool:
+            layers += network.drop(number, "feature maps")
+    layers.append(keras.layers.Flatten())
+    for number, units in enumerate(hidden, start=4):
+        layers += [network.dense(units, number), *network.drop(number)]
+    return keras.Sequential([*layers, network.head()], name="alexnet32")
+
+
+def srivastava_cnn(
+    dropout=None, rate=None, *, hidden=(2048, 2048), input_rate=0.1, max_norm=4.0,
+    **common,
+):  # fmt: skip
+    """Three convolutions, then dense layers, with dropout after each of them all.
+
+    The default rates are 0.25, 0.25 and then 0.5.
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
+    appendix B.2
+
+    >>> import kdrop
+    >>> model = kdrop.models.srivastava_cnn(kdrop.InvertedDropout, hidden=(16,))
+    >>> [layer.rate for layer in kdrop.drop_layers(model)]
+    [0.1, 0.25, 0.25, 0.5, 0.5]
+    """
+    filters = (96, 128, 256)
+    rate = (0.25, 0.25, 0.5, *[0.5] * len(hidden)) if rate is None else rate
+    common |= dict(input_rate=input_rate, max_norm=max_norm)
+    network = Network(dropout, rate, len(filters) + len(hidden), **common)
+    layers = network.inputs()
+    for number, count in enumerate(filters, start=1):
+        layers += [
+            network.conv(count, 5, number, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(3, strides=2, padding="same"),
+            *network.drop(number, "feature maps"),
+        ]
+    layers.append(keras.layers.Flatten())
+    for number, units in enumerate(hidden, start=len(filters) + 1):
+        layers += [network.dense(units, number), *network.drop(number)]
+    return keras.Sequential([*layers, network.head()], name="srivastava_cnn")

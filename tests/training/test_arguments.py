@@ -1,0 +1,109 @@
+"""The command line: what it parses, what it rejects, and its help."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from kdrop.errors import UserError
+from kdrop.models import MODELS
+from kdrop.training.arguments import options_in_errors, parse
+from kdrop.training.comparison import Comparison
+from kdrop.training.devices import DeviceOptions
+from kdrop.training.experiment import PRESETS, SCHEDULES, Experiment
+
+
+def test_without_arguments_three_runs_on_the_spiral_are_compared():
+    comparison, devices = parse([])
+    kinds = ("none", "InvertedDropout", "VanillaDropout")
+    expected = [Experiment.preset("spiral", dropout=kind) for kind in kinds]
+    assert comparison == Comparison(experiments=expected, vote_size=3000)
+    assert devices == DeviceOptions()
+
+
+def test_options_become_settings():
+    line = "mnist --dropout InvertedDropout --rate .5 .25 --hidden 64 32 --mirror "
+    line += "--no-jit-compile --decay 1e-3 --steps-per-epoch 7 --output models --resume"
+    comparison, devices = parse([*line.split(), "--processes=2", "--wait", "5"])
+    (experiment,) = comparison.experiments
+    assert experiment == Experiment.preset(
+        "mnist", rate=(0.5, 0.25), hidden=(64, 32), mirror=True, jit_compile=False,
+        decay=1e-3, steps_per_epoch=7,
+    )  # fmt: skip
+    assert [str(path) for path in comparison.folders()] == [
+        "models/mnist-inverted-dropout"
+    ]
+    assert comparison.resume and comparison.vote_size == 10000
+    assert devices == DeviceOptions(processes=2, wait=5)
+
+
+@pytest.mark.parametrize("kind", ["none", "None"])
+def test_none_in_any_case_is_the_run_without_dropout(kind):
+    comparison, _ = parse(["--dropout", f"{kind}, none"])
+    assert [each.dropout for each in comparison.experiments] == ["none"]
+
+
+def test_the_run_without_dropout_has_no_rates_beside_others():
+    rates = ["--rate", "0.4", "--schedule", "early"]
+    comparison, _ = parse(["--dropout", "none,VanillaDropout", *rates])
+    assert [each.rate for each in comparison.experiments] == [(), (0.4,)]
+    assert [each.schedule for each in comparison.experiments] == ["constant", "early"]
+
+
+def test_names_of_the_folders():
+    experiments = [Experiment.preset("spiral"), Experiment.preset("spiral", rate=0.1)]
+    one = Comparison(experiments=experiments[:1], name="mine")
+    assert [folder.name for folder in one.folders()] == ["mine"]
+    two = Comparison(experiments=experiments, name="mine")
+    assert [folder.name for folder in two.folders()] == ["mine-inverted-dropout"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("spirl", "did you mean spiral"),
+        ("--dropout InvertedDropuot", "did you mean InvertedDropout"),
+        ("--rate 1.5", "--rate is 1.5, but must be in [0, 1)"),
+        ("--rate 0.1 x", "--rate: invalid float value: 'x'"),
+        ("--epochs ten", "--epochs: invalid int value: 'ten'"),
+        ("--epochs", "--epochs: expected one argument"),
+        ("--epocs 3", "'--epocs': did you mean --epochs?"),
+        ("--batchsize=3", "'--batchsize': did you mean --batch-size?"),
+        ("spiral mnist", "unrecognised argument mnist"),
+        ("--batch-size 0", "--batch-size is 0, but must be above 0"),
+        ("--seeds 0", "--seeds is 0, but must be at least 1"),
+        ("--passes -1", "--passes is -1"),
+        ("--vote-size 0", "--vote-size is 0"),
+        ("--schedule erly", "did you mean early"),
+        ("--dropout none --schedule early", "--schedule is set, but --dropout is none"),
+        ("--name ../mine", "--name is '../mine', but must be a plain folder name"),
+        ("--name=", "plain folder name"),
+    ],
+)
+def test_wrong_arguments_raise_one_sentence(arguments, message):
+    with pytest.raises(UserError) as refusal, options_in_errors():
+        parse(arguments.split())
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_failed_write_points_to_resume():
+    with pytest.raises(UserError, match="No space left.*--resume continues"):
+        with options_in_errors():
+            raise OSError(28, "No space left on device")
+
+
+def test_help_has_each_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "None" not in text
+    assert "(default: 20 for spiral, 36 for cifar10, 20 for mnist)" in text
+    assert "(default: none,InvertedDropout,VanillaDropout)" in text
+    for name in (*MODELS, *SCHEDULES, *PRESETS):
+        assert re.search(rf"\b{name}\b", text)
+    kinds = Experiment, Comparison, DeviceOptions
+    names = [field.name for kind in kinds for field in fields(kind)]
+    for name in set(names) - {"data", "experiments"}:
+        option = f"--{name.replace('_', '-')}"
+        assert re.search(rf"{option} .*?\(default: \S", text), option

@@ -1,0 +1,209 @@
+"""One run: training, resuming and evaluation."""
+
+import io
+import re
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+from runs import StopAfter, run, small
+
+from kdrop.errors import UserError
+from kdrop.training import run as module
+from kdrop.training.data import Data, Part
+from kdrop.training.network import build, network, steps_per_epoch
+from kdrop.training.run import Run, SeedRuns, load_data
+
+
+@pytest.fixture(autouse=True)
+def every_epoch_is_saved(monkeypatch):
+    monkeypatch.setattr("kdrop.training.progress.SAVE_SECONDS", 0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with a penalty, its folder, and the lines that it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    console = Console(width=200, record=True, file=io.StringIO())
+    result = run(small(l2=1e-2), folder / "run", console=console)
+    return result, folder / "run", console.export_text().splitlines()
+
+
+class Rates(keras.callbacks.Callback):
+    """The rates of a model at each call of the training function."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rates.append([x.rate for x in self.model.layers if hasattr(x, "rate")])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # Epochs that end in the middle of a pass over the data, which has 5 batches.
+        {"dropout": "VanillaDropout", "steps_per_epoch": 7},
+        {"hidden": (16, 8), "rate": (0.2, 0.6), "schedule": "linear"},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path):
+    experiment = small(**settings)
+    rates, before, after = Rates(), Rates(), Rates()
+    console = Console(width=200, record=True, file=io.StringIO())
+    whole = run(experiment, tmp_path / "whole", [rates], console)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, tmp_path / "stopped", [before, StopAfter(4)])
+    resumed = run(experiment, tmp_path / "stopped", [after])
+    for a, b in zip(
+        whole.model.get_weights(), resumed.model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert before.rates + after.rates == rates.rates
+    steps = 6 * experiment.steps_per_epoch
+    assert int(resumed.model.optimizer.iterations) == steps
+    assert whole.history["epoch"] == [1, 2, 3, 4, 5, 6]
+    for name in set(whole.history) - {"seconds"}:
+        assert whole.history[name] == resumed.history[name]
+    assert np.all(np.diff(resumed.history["seconds"]) > 0)
+    if experiment.schedule == "linear":
+        # The five steps of an epoch share a rate; that of the last epoch is 0.
+        factors = [1 - step / 25 for step in range(0, 30, 5)]
+        expected = np.outer(factors, [0.2, 0.6])
+        np.testing.assert_allclose(rates.rates, expected, atol=1e-12)
+        columns = [whole.history[f"rate_drop_{number}"] for number in (1, 2)]
+        assert np.transpose(columns).tolist() == rates.rates
+        assert "  rate 0.2/0.6  " in console.export_text()
+
+
+def test_resuming_a_finished_run_trains_nothing(finished):
+    whole, folder, _ = finished
+    again = run(small(l2=1e-2), folder)
+    assert again.history == whole.history
+    assert again.metrics == whole.metrics
+
+
+def test_a_line_shows_the_parts_of_the_loss(finished):
+    result, _, lines = finished
+    pattern = re.compile(
+        r"InvertedDropout  epoch (\d)/6  loss (\S+) = data (\S+) \+ reg (\S+)"
+        r"  accuracy (\S+)  val (\S+)  lr (\S+)  (?:\d+ min )?\d+ s left"
+    )
+    for epoch, line in enumerate(lines, start=1):
+        number, loss, data, penalty, *_ = pattern.fullmatch(line).groups()
+        assert int(number) == epoch
+        assert float(loss) == pytest.approx(float(data) + float(penalty), abs=0.0011)
+    assert len(lines) == 6 and float(penalty) > 0
+    # Keras adds up the penalty of the weights at the last step.
+    weights = result.model.layers[1].get_weights()
+    expected = 1e-2 * sum(np.sum(w**2) for w in weights)
+    assert float(penalty) == pytest.approx(expected, rel=0.1)
+
+
+def test_metrics_are_those_at_inference(finished):
+    result, _, _ = finished
+    data = load_data(result.experiment)
+    for part in ("train", "validation", "test"):
+        inputs, targets = getattr(data, part)
+        probabilities = result.model.predict(inputs, verbose=0)
+        accuracy = np.mean(probabilities.argmax(1) == targets)
+        assert result.metrics[f"{part}_accuracy"] == pytest.approx(accuracy)
+        loss = -np.log(probabilities[np.arange(len(targets)), targets]).mean()
+        assert result.metrics[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_without_a_number_of_steps_an_epoch_is_one_pass():
+    data = load_data(small())
+    for steps, expected in (None, 5), (7, 7):
+        assert steps_per_epoch(small(steps_per_epoch=steps), data) == expected
+
+
+def test_the_inputs_are_standardised_to_the_training_part():
+    data = load_data(small())
+    standardise = build(small(), data).get_layer("standardise")
+    outputs = standardise(data.train.inputs).numpy()
+    np.testing.assert_allclose(outputs.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(outputs.std(axis=0), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decay", ["cosine", 0.1])
+def test_the_learning_rate_decays(decay):
+    experiment = small(decay=decay, learning_rate=0.01)
+    schedule = build(experiment, load_data(experiment)).optimizer._learning_rate
+    steps = 6 * 5
+    for step in (0, 7, steps):
+        cosine = 0.01 * (1 + np.cos(np.pi * step / steps)) / 2
+        expected = cosine if decay == "cosine" else 0.01 / (1 + 0.1 * step)
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
+
+
+def test_seeds_change_weights_and_masks():
+    first, other = (build(small(seed=s), load_data(small())) for s in (1, 2))
+    assert np.any(first.layers[1].kernel != other.layers[1].kernel)
+    assert {layer.seed for layer in (first.layers[2], other.layers[2])} == {1, 2}
+
+
+def test_settings_reach_the_network():
+    experiment = small(
+        l1=0.1, l2=0.2, max_norm=3.0, input_rate=0.3, rate=0.4, jit_compile=True
+    )
+    model = build(experiment, load_data(experiment))
+    assert model.jit_compile
+    assert [model.get_layer(f"drop_{x}").rate for x in ("input", 1)] == [0.3, 0.4]
+    penalty = model.layers[2].kernel_regularizer.get_config()
+    assert (penalty["l1"], penalty["l2"]) == pytest.approx((0.1, 0.2))
+    assert model.layers[2].kernel_constraint.max_value == 3.0
+    head = network(small(norm_penalty=0.4), load_data(experiment)).layers[-1]
+    assert head.kernel_regularizer.coefficient == 0.4
+
+
+def test_losses_of_layers_are_divided_by_the_number_of_examples():
+    experiment = small(dropout="VariationalDropout")
+    (layer,) = network(experiment, load_data(experiment)).layers[1:-1]
+    assert layer.divergence_weight == 1 / 240
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dropout": "TokenDropout"}, "spiral_mlp.* TokenDropout needs tokens, which"),
+        ({"model": "alexnet"}, "alexnet .*convolutions take images .*(2,)"),
+        ({"width": 8}, "spiral_mlp .*unexpected keyword argument 'width'"),
+        ({"rate": (0.1, 0.2)}, "`rate` must be one number, or one for each"),
+    ],
+)
+def test_settings_that_do_not_fit_the_network_raise_one_sentence(settings, message):
+    experiment = small(**settings)
+    with pytest.raises(UserError, match=message) as refusal:
+        network(experiment, load_data(experiment))
+    assert "\n" not in str(refusal.value)
+
+
+def test_only_images_are_augmented(tmp_path):
+    with pytest.raises(UserError, match="Only images"):
+        run(small(mirror=True), tmp_path)
+
+
+def test_the_best_of_the_seeds_has_the_best_validation_accuracy():
+    def with_metrics(**metrics):
+        return Run(small(), None, {}, metrics)
+
+    pairs = [(0.8, 0.5), (0.9, 0.7), (0.9, 0.6), (0.7, 0.1)]
+    runs = [
+        with_metrics(validation_accuracy=a, validation_loss=b, train_accuracy=1 - a)
+        for a, b in pairs
+    ]
+    assert SeedRuns(runs).best is runs[2]
+    runs = [with_metrics(train_accuracy=a, train_loss=0.0) for a in (0.5, 0.7)]
+    assert SeedRuns(runs).best is runs[1]
+
+
+def test_a_part_without_examples_has_no_metrics(finished):
+    result, _, _ = finished
+    part = Part(np.zeros((4, 2), "float32"), np.zeros(4, "int32"))
+    data = Data("spiral", part, part.first(0), part, labels=("a", "b", "c"))
+    names = module.evaluate(result.model, data)
+    assert {name.partition("_")[0] for name in names} == {"train", "test"}
