@@ -80,7 +80,7 @@ def scaling(path: Path, rows: Sequence[Mapping]) -> None:
     """Draw the throughput of several devices, as a multiple of that of one.
 
     Args:
-        rows: Those of `benchmarks.scaling`: `network`, `scaling` (weak or strong), `link`,
+        rows: Rows of `benchmarks.scaling`: `network`, `scaling`, `link`,
             `devices` and `times`.
     """
     links = list(dict.fromkeys(row["link"] for row in rows))

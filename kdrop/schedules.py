@@ -1,12 +1,13 @@
 """Rates that change while a model trains, and rates that change with its depth.
 
-A schedule is a function `schedule(progress) -> rate`: progress goes from 0.0 in the
-first training step to 1.0 in the last. The functions here make schedules:
+A schedule is a function `schedule(progress) -> rate`. Progress is 0.0 in the first
+training step and 1.0 in the last. The functions here make schedules:
 
     schedule = kdrop.schedules.early(0.1)
     model.fit(x, y, epochs=300, callbacks=[kdrop.RateSchedule(schedule)])
 
-Rates lie in [0, 1): all functions here raise `ValueError` for one that does not.
+Rates lie in [0, 1). Every function raises `ValueError` for a rate outside of it, or
+another argument outside the range that its docstring states.
 """
 
 import math
@@ -27,40 +28,60 @@ def _check_rate(name: str, rate: Any) -> float:
     return _check(name, rate, lambda r: 0 <= r < 1, "a number in [0, 1)")
 
 
-def _check_point(name: str, point: Any) -> float:
-    return _check(name, point, lambda p: 0 < p <= 1, "a number in (0, 1]")
+def _check_progress(name: str, progress: Any) -> float:
+    return _check(name, progress, lambda p: 0 < p <= 1, "a number in (0, 1]")
 
 
 def constant(rate: float) -> Schedule:
-    """The same rate throughout."""
+    """The same rate throughout.
+
+    >>> from kdrop import schedules
+    >>> schedules.constant(0.3)(0.5)
+    0.3
+    """
     rate = _check_rate("rate", rate)
     return lambda progress: rate
 
 
 def linear(start: float, end: float) -> Schedule:
-    """From `start` to `end` in a straight line."""
+    """From `start` to `end` in a straight line.
+
+    >>> from kdrop import schedules
+    >>> schedules.linear(0.0, 0.5)(0.5)
+    0.25
+    """
     start, end = _check_rate("start", start), _check_rate("end", end)
     return lambda progress: (1 - progress) * start + progress * end
 
 
 def cosine(start: float, end: float) -> Schedule:
-    """From `start` to `end` along half a cosine: slow, fast, slow."""
+    """From `start` to `end` along half a cosine: slow, fast, slow.
+
+    >>> from kdrop import schedules
+    >>> round(schedules.cosine(0.0, 0.5)(0.25), 3)
+    0.073
+    """
     line = linear(start, end)
     return lambda progress: line((1 - math.cos(math.pi * progress)) / 2)
 
 
 def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule:
-    """Drop at the start of training only, which helps networks that underfit.
+    """Drop only at the start of training, which helps networks that underfit.
 
     Args:
         rate: The first rate.
-        cutoff: Progress in (0, 1] from which on the rate is 0. The default is what the
-            authors take: 50 of 300 epochs.
-        decay: "linear" from `rate` to 0, or "constant" until the cutoff.
+        cutoff: Progress in (0, 1] from which on the rate is 0. The default is that of
+            the paper: 50 of 300 epochs.
+        decay: "linear" falls from `rate` to 0, "constant" holds `rate` to the cutoff.
+
+    >>> from kdrop import schedules
+    >>> schedule = schedules.early(0.4, cutoff=0.5)
+    >>> schedule(0.25), schedule(0.75)
+    (0.2, 0.0)
 
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
-    rate, cutoff = _check_rate("rate", rate), _check_point("cutoff", cutoff)
+    rate, cutoff = _check_rate("rate", rate), _check_progress("cutoff", cutoff)
     if decay == "linear":
         return lambda progress: rate * max(0.0, 1 - progress / cutoff)
     if decay == "constant":
@@ -71,14 +92,23 @@ def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule
 def late(rate: float, cutoff: float = 1 / 6) -> Schedule:
     """0 before the progress `cutoff` in (0, 1], then `rate`: for networks that overfit.
 
+    >>> from kdrop import schedules
+    >>> schedule = schedules.late(0.4, cutoff=0.5)
+    >>> schedule(0.25), schedule(0.75)
+    (0.0, 0.4)
+
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
-    rate, cutoff = _check_rate("rate", rate), _check_point("cutoff", cutoff)
+    rate, cutoff = _check_rate("rate", rate), _check_progress("cutoff", cutoff)
     return lambda progress: 0.0 if progress < cutoff else rate
 
 
 def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
-    """`rate * (1 - exp(-gamma * progress))`: from 0 ever closer to `rate`; gamma > 0.
+    """Rise from 0 towards `rate` as `rate * (1 - exp(-gamma * progress))`; gamma > 0.
+
+    >>> from kdrop import schedules
+    >>> round(schedules.curriculum(0.5)(0.1), 3)
+    0.316
 
     Reference: [Morerio et al., 2017](https://arxiv.org/abs/1703.06229)
     """
@@ -90,13 +120,21 @@ def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
 def annealed(rate: float, end: float = 1.0) -> Schedule:
     """From `rate` to 0 in a straight line, and 0 after the progress `end` in (0, 1].
 
+    >>> from kdrop import schedules
+    >>> schedules.annealed(0.5)(0.5)
+    0.25
+
     Reference: Rennie et al., "Annealed dropout training of deep networks", SLT 2014
     """
-    return early(rate, _check_point("end", end), decay="linear")
+    return early(rate, _check_progress("end", end), decay="linear")
 
 
 def scheduled_drop_path(rate: float) -> Schedule:
     """From 0 to `rate` in a straight line.
+
+    >>> from kdrop import schedules
+    >>> schedules.scheduled_drop_path(0.5)(0.5)
+    0.25
 
     Reference: [Zoph et al., 2018](https://arxiv.org/abs/1707.07012), section 4
     """
@@ -105,6 +143,10 @@ def scheduled_drop_path(rate: float) -> Schedule:
 
 def over_depth(rate: float, layers: int) -> list[float]:
     """The rates of a stack of layers, from `rate / layers` up to `rate` at the last.
+
+    >>> from kdrop import schedules
+    >>> schedules.over_depth(0.5, 4)
+    [0.125, 0.25, 0.375, 0.5]
 
     Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), equation 4
     """

@@ -1,4 +1,4 @@
-"""The family of layers as the contract sees it, on the TensorFlow and JAX backends."""
+"""The drop layers and the helpers that their common tests share, on both backends."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,19 +14,18 @@ DEVIATIONS = 5  # a binomial count is further off in one case of 1.7 million
 
 
 class Case(NamedTuple):
-    """One layer, and how to look at its draws."""
+    """One layer, and how to read the decisions from its outputs."""
 
     layer: type
     settings: dict[str, Any] = {}  # besides rate, seed and name
     shape: tuple[int, ...] = (64, 256)  # of the inputs
-    # From the outputs to those that are decided independently, `(examples, ...)`.
+    # From the outputs to a part that is decided independently, `(examples, ...)`.
     decisions: Callable[[np.ndarray], np.ndarray] = lambda outputs: outputs
-    dropped: bool = True  # whether units are set to a value, with the rate's frequency
-    # What dropped ones become; by default 0.
-    lowest: Callable[[float], float] = lambda rate: 0.0
-    scales_at_rest: bool = False
-    exact: bool = False  # drops a count that its own law gives, of known sizes
-    repeat: int = 1  # draws that give enough decisions for statistics
+    dropped: bool = True  # whether the layer sets a fraction `rate` of units to a value
+    dropped_value: Callable[[float], float] = lambda rate: 0.0
+    scales_at_inference: bool = False
+    exact: bool = False  # whether it drops an exact count, of known sizes
+    repeat: int = 1  # calls that give enough decisions for statistics
 
     def make(self, rate=0.5, seed=1, name="drop", **settings):
         return self.layer(rate, seed=seed, name=name, **self.settings, **settings)
@@ -35,11 +34,11 @@ class Case(NamedTuple):
         return keras.ops.ones(self.shape, dtype)
 
     def draw(self, layer, dtype="float32"):
-        """What a new draw makes of ones, in NumPy."""
+        """The decisions of the layer's next call on ones, in NumPy."""
         return self.seen(layer(self.ones(dtype), training=True))
 
     def draws(self, layer, dtype="float32"):
-        """Enough decisions for statistics."""
+        """Decisions of as many calls as statistics need."""
         call = traced(layer) if self.repeat > 1 else lambda x: layer(x, training=True)
         ones = self.ones(dtype)
         return np.concatenate([self.seen(call(ones)) for _ in range(self.repeat)])
@@ -49,7 +48,7 @@ class Case(NamedTuple):
 
 
 def first_of(*axes):
-    """Decisions that positions along these axes share."""
+    """Decisions that all positions along these axes share."""
 
     def decisions(outputs):
         for axis in axes:
@@ -62,7 +61,7 @@ def first_of(*axes):
 
 
 def every(*axes, step=3):
-    """The cells that lie so far apart that no block covers two."""
+    """Every `step`th position along these axes: no block covers two of them."""
 
     def decisions(outputs):
         for axis in axes:
@@ -76,26 +75,26 @@ def numpy(tensor):
     return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
 
 
-def alpha_lowest(rate):
+def alpha_value(rate):
     """Klambauer et al., 2017, section 2, written out."""
-    lowest, keep = -1.7580993408473766, 1 - rate
-    a = (keep + lowest**2 * keep * rate) ** -0.5
-    return a * lowest - a * rate * lowest
+    limit, keep = -1.7580993408473766, 1 - rate
+    a = (keep + limit**2 * keep * rate) ** -0.5
+    return a * limit - a * rate * limit
 
 
 FAMILY = {
     case.layer.__name__: case
     for case in (
         Case(kdrop.InvertedDropout),
-        Case(kdrop.VanillaDropout, scales_at_rest=True),
+        Case(kdrop.VanillaDropout, scales_at_inference=True),
         Case(kdrop.GaussianDropout, dropped=False),
         Case(kdrop.UniformDropout, dropped=False),
-        Case(kdrop.AlphaDropout, lowest=alpha_lowest),
+        Case(kdrop.AlphaDropout, dropped_value=alpha_value),
         Case(kdrop.ExactDropout, exact=True),
         Case(kdrop.SpatialDropout1D, {}, (64, 3, 256), first_of(1)),
         Case(kdrop.SpatialDropout2D, {}, (64, 3, 2, 256), first_of(1, 2)),
         Case(kdrop.SpatialDropout3D, {}, (64, 2, 3, 2, 256), first_of(1, 2, 3)),
-        # Of cells that share no seed.
+        # At positions that share no seed of a block.
         Case(kdrop.DropBlock1D, {"block_size": 3}, (64, 7, 128), every(1)),
         Case(kdrop.DropBlock2D, {"block_size": 2}, (64, 3, 5, 64), every(1, 2)),
         Case(kdrop.DropBlock3D, {"block_size": 2}, (64, 3, 2, 4, 64), every(1, 2, 3)),
@@ -105,15 +104,15 @@ FAMILY = {
             {},
             (2, 3),
             first_of(0, 1),
-            scales_at_rest=True,
-            repeat=1000,
+            scales_at_inference=True,
+            repeat=300,
         ),
     )
 }
 every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
 DROPPING = {name: case for name, case in FAMILY.items() if case.dropped}
 every_dropping_layer = pytest.mark.parametrize("case", DROPPING.values(), ids=DROPPING)
-# What the base does is the same for all: these stand for the others.
+# For what the base class does alike for all layers.
 every_base = pytest.mark.parametrize(
     "layer_class", [kdrop.InvertedDropout, kdrop.VanillaDropout]
 )
@@ -125,14 +124,14 @@ def dropped(layer, shape=(64, 256), dtype="float32"):
 
 
 def assert_independent(one, other):
-    """Two draws correlate no more than independent ones do."""
+    """Two masks correlate no more than independent ones do."""
     one, other = (np.ravel(x).astype("float64") for x in (one, other))
     correlation = np.corrcoef(one, other)[0, 1]
     assert abs(correlation) < DEVIATIONS / np.sqrt(one.size)
 
 
 def assert_frequency(mask, rate):
-    """As many are set as a binomial law of this rate allows."""
+    """The mask has as many true elements as a binomial law of this rate allows."""
     bound = DEVIATIONS * np.sqrt(rate * (1 - rate) * mask.size)
     assert abs(mask.sum() - rate * mask.size) <= bound
 

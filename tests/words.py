@@ -1,20 +1,22 @@
-"""Raw random words on stdout, for a battery of statistical tests.
+"""Write random words to standard output, for a battery of statistical tests.
 
     python tests/words.py seeds | RNG_test stdin32 -tlmax 64GB
     python tests/words.py long | RNG_test stdin32 -tlmax 8GB
 
-The words come as they are drawn, 4 bytes each, little endian. All axes but the last
-give short draws (--draw-words), each under the next
+Each word is 4 bytes, little endian, in the order in which a layer would use it. The
+argument says what changes from one draw to the next:
 
-    seeds   seed of one layer
-    names   layer name: drop_1, drop_2, ...
-    rows    row of one draw
-    draws   number of the draw of one layer
-    long    position: draws of 2^31 - 2^22 words, 8 GiB less 16 MiB
+    seeds   the seed of a layer
+    names   the name of a layer: drop_1, drop_2, ...
+    rows    the row within one draw
+    draws   the draw number of one layer
+    long    the draw number, after 2^31 - 2^22 words (8 GiB less 16 MiB) each
+
+All but `long` take a few words from each draw (--words-per-draw).
 
 `RNG_test` is PractRand's (https://pracrand.sourceforge.net). TestU01
 (https://simul.iro.umontreal.ca/testu01/tu01.html; Debian: libtestu01-0-dev) is a
-library. Its generator is the next word of standard input:
+library and needs a program that reads the words from standard input:
 
     #include <stdio.h>
     #include <testu01/bbattery.h>
@@ -31,24 +33,22 @@ Compile it with `-ltestu01 -ltestu01probdist -ltestu01mylib -lm` and run
 
     python tests/words.py names | ./bigcrush
 
-A p-value that looks bad is bad if it comes again with `--seed 1`.
+Repeat a test that fails with `--seed 1`: the words are bad if it fails again.
 """
 
 import argparse
-import functools
 import itertools
 import os
 import sys
 import zlib
 
-import keras
 import numpy as np
 from keras import ops
 
-from kdrop.masks import bits
+from kdrop.masks import bits, run
 
 AXES = ("seeds", "names", "rows", "draws")
-SALT = zlib.crc32(b"drop_1")
+NAME_HASH = zlib.crc32(b"drop_1")
 CHUNK = 2**22
 LONGEST = 2**31 - CHUNK
 
@@ -57,61 +57,50 @@ def u32(value):
     return ops.cast(np.asarray(value, "int64"), "uint32")
 
 
-@functools.cache
-def compiled(function, *static):
-    function = functools.partial(function, *static)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, jit_compile=True, autograph=False)
-    import jax
-
-    return jax.jit(function)
+def _short(size, seed, name_hash, draw, row):
+    return bits.words(bits.fold(seed, name_hash, draw), row, size)
 
 
-def _short(size, seed, salt, draw, row):
-    return bits.words(bits.fold(seed, salt, draw), row, size)
-
-
-def _part(size, seed, salt, draw, row, start):
+def _part(size, seed, name_hash, draw, row, start):
     # The compiler fuses the slice: only these words are computed.
-    row = bits.words(bits.fold(seed, salt, draw), row, LONGEST)[0]
+    row = bits.words(bits.fold(seed, name_hash, draw), row, LONGEST)[0]
     return ops.slice(row, (start,), (size,))
 
 
-def words(seed=0, salt=0, draw=0, row=(0, 0), size=4096):
-    """Short draws side by side: uint32 array `(n, size)`.
+def words(seed=0, name_hash=0, draw=0, row=(0, 0), size=4096):
+    """The first words of several draws: uint32 array `(n, size)`.
 
     Args:
-        seed, salt, draw: Integers, or `n` of them.
+        seed, name_hash, draw: Integers, or `n` of them.
         row: Two integers, or `(n, 2)` of them.
         size: Words in each draw.
     """
-    n = max(np.size(seed), np.size(salt), np.size(draw), np.size(row) // 2)
-    keys = (u32(np.broadcast_to(k, n)) for k in (seed, salt, draw))
+    n = max(np.size(seed), np.size(name_hash), np.size(draw), np.size(row) // 2)
+    key = (u32(np.broadcast_to(k, n)) for k in (seed, name_hash, draw))
     rows = u32(np.broadcast_to(row, (n, 2)))
-    return ops.convert_to_numpy(compiled(_short, size)(*keys, rows))
+    return ops.convert_to_numpy(run.compiled(_short, None, size)(*key, rows))
 
 
-def part(start, size, seed=0, salt=0, draw=0, row=(0, 0)):
+def part(start, size, seed=0, name_hash=0, draw=0, row=(0, 0)):
     """Words `start` to `start + size` of one long draw: uint32 array `(size,)`."""
-    keys = (u32(k) for k in (seed, salt, draw))
+    key = (u32(k) for k in (seed, name_hash, draw))
     start = ops.convert_to_tensor(start, "int32")
-    return ops.convert_to_numpy(compiled(_part, size)(*keys, u32([row]), start))
+    compiled = run.compiled(_part, None, size)
+    return ops.convert_to_numpy(compiled(*key, u32([row]), start))
 
 
 def draws(axis, first, count, size=4096, seed=0):
     """Draws `first` to `first + count` along an axis: uint32 array `(count, size)`."""
-    along = np.arange(first, first + count)
-    key = {"seed": seed, "salt": SALT}
+    numbers = np.arange(first, first + count)
+    key = {"seed": seed, "name_hash": NAME_HASH}
     if axis == "seeds":
-        key["seed"] = seed + along
+        key["seed"] = seed + numbers
     elif axis == "names":
-        key["salt"] = [zlib.crc32(f"drop_{i + 1}".encode()) for i in along]
+        key["name_hash"] = [zlib.crc32(f"drop_{i + 1}".encode()) for i in numbers]
     elif axis == "rows":
-        key["row"] = np.stack([along, np.zeros_like(along)], axis=1)
+        key["row"] = np.stack([numbers, np.zeros_like(numbers)], axis=1)
     else:
-        key["draw"] = along
+        key["draw"] = numbers
     return words(size=size, **key)
 
 
@@ -120,7 +109,7 @@ def stream(axis, size, seed):
     if axis == "long":
         for draw in itertools.count():
             for start in range(0, LONGEST, CHUNK):
-                yield part(start, CHUNK, seed, SALT, draw)
+                yield part(start, CHUNK, seed, NAME_HASH, draw)
     count = max(1, CHUNK // size)
     for first in itertools.count(0, count):
         yield draws(axis, first, count, size, seed)
@@ -131,13 +120,13 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("axis", choices=[*AXES, "long"])
-    parser.add_argument("--draw-words", type=int, default=4096, help="of a short draw")
+    parser.add_argument("--words-per-draw", type=int, default=4096)
     parser.add_argument("--gib", type=float, help="where to stop; default: never")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     args = parser.parse_args()
     left = float("inf") if args.gib is None else int(args.gib * 2**30)
     try:
-        for chunk in stream(args.axis, args.draw_words, args.seed):
+        for chunk in stream(args.axis, args.words_per_draw, args.seed):
             chunk = memoryview(chunk.astype("<u4", copy=False)).cast("B")
             sys.stdout.buffer.write(chunk[: min(left, len(chunk))])
             left -= len(chunk)
@@ -145,7 +134,7 @@ def main():
                 break
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        # The battery has seen enough; Python's own flush at exit would complain.
+        # The battery has closed the pipe. Python would flush again at exit, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,15 +1,8 @@
 """The drop layers."""
 
+from kdrop.layers.concrete import ConcreteDropout
 from kdrop.layers.exact import ExactDropout
-from kdrop.layers.learned import (
-    ConcreteDropout,
-    StandoutDropout,
-    VariationalDropout,
-)
-from kdrop.layers.paths import (
-    DropPath,
-    StochasticDepth,
-)
+from kdrop.layers.paths import DropPath, StochasticDepth
 from kdrop.layers.regions import (
     DropBlock1D,
     DropBlock2D,
@@ -17,8 +10,9 @@ from kdrop.layers.regions import (
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
-    TokenDropout,
 )
+from kdrop.layers.standout import StandoutDropout
+from kdrop.layers.tokens import TokenDropout
 from kdrop.layers.units import (
     AlphaDropout,
     GaussianDropout,
@@ -26,10 +20,8 @@ from kdrop.layers.units import (
     UniformDropout,
     VanillaDropout,
 )
-from kdrop.layers.weights import (
-    DropConnectConv2D,
-    DropConnectDense,
-)
+from kdrop.layers.variational import VariationalDropout
+from kdrop.layers.weights import DropConnectConv2D, DropConnectDense
 
 __all__ = [
     "AlphaDropout",

@@ -17,7 +17,7 @@ from kdrop.layers.checks import (
 from kdrop.layers.draws import Draws
 from kdrop.layers.rows import mask_rows
 from kdrop.layers.sampling_context import occurrences, sampling
-from kdrop.masks import kernels
+from kdrop.masks import kernels, run
 
 
 class Noise(keras.Layer):
@@ -206,7 +206,7 @@ class Drop(Noise):
 
     def keep_fraction(self, dtype):
         """`1 - rate` as a scalar; a Python number in an export."""
-        if kernels.plain.get():
+        if run.exporting.get():
             return 1 - self.threshold(self.rate) / 2**32
         return self.draws.keep_fraction(dtype)
 

@@ -1,5 +1,6 @@
 """Checks of what the layers receive."""
 
+import math
 import numbers
 
 from keras import ops
@@ -8,6 +9,35 @@ from keras import ops
 def is_integer(value) -> bool:
     """Whether the value is an integer and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_number(name, value, lowest=-math.inf, above=False):
+    """The value as a float: a finite number of at least `lowest`, or above it."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if number and math.isfinite(value):
+        if value > lowest or (value == lowest and not above):
+            return float(value)
+    limit = f" {'above' if above else 'of at least'} {lowest}"
+    _refuse(name, value, f"a finite number{limit if math.isfinite(lowest) else ''}")
+
+
+def check_integer(name, value, lowest=None):
+    """The value as an int: any integer, or one of at least `lowest`."""
+    if is_integer(value) and (lowest is None or value >= lowest):
+        return int(value)
+    limit = "" if lowest is None else f" of at least {lowest}"
+    _refuse(name, value, f"one integer{limit}")
+
+
+def check_bool(name, value):
+    """The value, which is `True` or `False`."""
+    if isinstance(value, bool):
+        return value
+    _refuse(name, value, "True or False")
+
+
+def _refuse(name, value, allowed):
+    raise ValueError(f"Argument `{name}` must be {allowed}. Received: {name}={value!r}")
 
 
 def check_rate(rate):

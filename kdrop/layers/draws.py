@@ -99,7 +99,7 @@ class Draws(keras.Layer):
 
     def keep_fraction(self, dtype):
         """`1 - rate` as a scalar tensor."""
-        return kernels.kept(ops.convert_to_tensor(self.generator.state), dtype)
+        return kernels.keep_fraction(ops.convert_to_tensor(self.generator.state), dtype)
 
     def count(self):
         """The number of masks drawn so far, modulo 2^32."""

@@ -1,52 +1,63 @@
-"""Layers that drop single units."""
+"""Layers that drop single units, or multiply them by noise."""
 
 import keras
 
 from kdrop.layers.base import Drop
 from kdrop.layers.checks import check_noise_shape
-from kdrop.masks import kernels
+from kdrop.masks import kernels, run
 
 
-class _Units(Drop):
-    """A layer whose mask has a shape of its own that broadcasts to the inputs."""
+class UnitNoise(Drop):
+    """Noise for single units, or groups of units. A subclass sets `kernel`."""
 
     def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+        """Nothing is random at inference.
+
+        Args:
+            rate: Fraction of units to drop, in [0, 1). It can be set at any time.
+            noise_shape: Shape of the mask or noise, which broadcasts to the inputs: 1
+                along a dimension whose positions share one value, `None` for the size
+                of the inputs.
+            seed: Integer in [0, 2^32). The same seed and layer name give the same
+                masks; `None` draws a seed.
+
+        Input shape: any, of a float dtype. Output shape: the same.
+
+        Raises:
+            ValueError: For an invalid argument, inputs that are not of a float dtype,
+                or a `noise_shape` that does not broadcast to their shape.
+        """
         super().__init__(rate, seed=seed, **kwargs)
         self.noise_shape = check_noise_shape(noise_shape)
 
     def check(self, inputs):
         super().check(inputs)
-        kernels.check_broadcast(self.noise_shape, inputs.shape)
+        run.check_broadcast(self.noise_shape, inputs.shape)
 
     def shares_batch(self, inputs):
         shape = self.noise_shape
         return shape is not None and (len(shape) < len(inputs.shape) or shape[0] == 1)
 
     def drop(self, inputs, draw, rows):
-        return kernels.apply(self.kernel, inputs, draw, rows, self.noise_shape)
+        return run.apply(self.kernel, inputs, draw, rows, self.noise_shape)
 
     def get_config(self):
         return {**super().get_config(), "noise_shape": self.noise_shape}
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class InvertedDropout(_Units):
-    """Drop units and scale what is kept by `1 / (1 - rate)`; at rest do nothing.
+class InvertedDropout(UnitNoise):
+    """Drop units and scale the others by `1 / (1 - rate)`. Inference changes nothing.
 
-    The common form of dropout, and that of `keras.layers.Dropout`: the scaling keeps
-    the expectation of each unit in training, so that inference needs none.
+    The common form of dropout, and that of `keras.layers.Dropout`. The scaling keeps
+    the expectation of each unit in training, so inference needs none.
 
-    Args:
-        rate: Fraction of units to drop, in [0, 1).
-        noise_shape: Shape of the mask: 1 where the positions of a dimension share
-            their fate, `None` for the inputs' own size.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
-
-    Input shape: any, of a float dtype. Output shape: the same.
-
-    Raises:
-        ValueError: If an argument is invalid, the inputs are not of a float dtype, or
-            `noise_shape` does not broadcast to their shape.
+    >>> import keras, kdrop
+    >>> layer = kdrop.InvertedDropout(0.5, seed=1, name="drop")
+    >>> inputs = keras.ops.ones((2, 6))
+    >>> print(keras.ops.convert_to_numpy(layer(inputs, training=True)))
+    [[2. 0. 0. 2. 0. 0.]
+     [2. 2. 2. 0. 0. 0.]]
 
     Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
     section 10
@@ -56,24 +67,17 @@ class InvertedDropout(_Units):
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class VanillaDropout(_Units):
-    """Drop units in training; at rest scale all by `1 - rate`.
+class VanillaDropout(UnitNoise):
+    """Drop units in training. At inference scale all units by `1 - rate`.
 
-    Dropout as it was first published: the network is trained as it is thinned, and at
-    inference each unit is scaled to its expectation. That is the same as scaling the
-    weights behind it, which is why it is called weight scaling.
+    Dropout as it was first published: training does not scale, and inference scales
+    each unit to its expectation. That is called weight scaling, because scaling the
+    next layer's weights does the same.
 
-    Args:
-        rate: Fraction of units to drop, in [0, 1).
-        noise_shape: Shape of the mask: 1 where the positions of a dimension share
-            their fate, `None` for the inputs' own size.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
-
-    Input shape: any, of a float dtype. Output shape: the same.
-
-    Raises:
-        ValueError: If an argument is invalid, the inputs are not of a float dtype, or
-            `noise_shape` does not broadcast to their shape.
+    >>> import keras, kdrop
+    >>> layer = kdrop.VanillaDropout(0.25, seed=1, name="drop")
+    >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 4)))))
+    [[0.75 0.75 0.75 0.75]]
 
     Reference: [Hinton et al., 2012](https://arxiv.org/abs/1207.0580);
     [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 4
@@ -86,23 +90,17 @@ class VanillaDropout(_Units):
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class GaussianDropout(_Units):
+class GaussianDropout(UnitNoise):
     """Multiply units by Gaussian noise of mean 1 and variance `rate / (1 - rate)`.
 
-    The noise has the mean and variance that inverted dropout of the same rate has.
-    Nothing is dropped, and at rest nothing is done.
+    The noise has the mean and variance of inverted dropout of the same rate. No unit is
+    dropped. Inference changes nothing.
 
-    Args:
-        rate: In [0, 1): the rate of the inverted dropout that it stands for.
-        noise_shape: Shape of the noise: 1 where the positions of a dimension share
-            it, `None` for the inputs' own size.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same noise.
-
-    Input shape: any, of a float dtype. Output shape: the same.
-
-    Raises:
-        ValueError: If an argument is invalid, the inputs are not of a float dtype, or
-            `noise_shape` does not broadcast to their shape.
+    >>> import keras, kdrop
+    >>> layer = kdrop.GaussianDropout(0.2, seed=1, name="drop")
+    >>> noise = layer(keras.ops.ones((1000, 1000)), training=True)
+    >>> print(f"{keras.ops.mean(noise):.2f} {keras.ops.var(noise):.2f}")
+    1.00 0.25
 
     Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
     section 10
@@ -112,23 +110,18 @@ class GaussianDropout(_Units):
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class UniformDropout(_Units):
-    """Multiply units by `1 + u`, with u uniform in (-rate, rate); at rest do nothing.
+class UniformDropout(UnitNoise):
+    """Multiply units by `1 + u`, with u uniform in (-rate, rate).
 
-    "Uout": noise whose variance, `rate^2 / 3`, hardly shifts that which a batch
-    normalisation behind it learns.
+    "Uout": the variance of the noise, `rate^2 / 3`, is so small that it barely changes
+    the statistics of a following batch normalisation. No unit is dropped. Inference
+    changes nothing.
 
-    Args:
-        rate: Largest relative change of a unit, in [0, 1).
-        noise_shape: Shape of the noise: 1 where the positions of a dimension share
-            it, `None` for the inputs' own size.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same noise.
-
-    Input shape: any, of a float dtype. Output shape: the same.
-
-    Raises:
-        ValueError: If an argument is invalid, the inputs are not of a float dtype, or
-            `noise_shape` does not broadcast to their shape.
+    >>> import keras, kdrop
+    >>> layer = kdrop.UniformDropout(0.1, seed=1, name="drop")
+    >>> noise = layer(keras.ops.ones((100, 100)), training=True)
+    >>> print(f"{keras.ops.min(noise):.2f} {keras.ops.max(noise):.2f}")
+    0.90 1.10
 
     Reference: [Li et al., 2019](https://arxiv.org/abs/1801.05134), section 5
     """
@@ -137,24 +130,19 @@ class UniformDropout(_Units):
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class AlphaDropout(_Units):
-    """Set units to the limit of SELU, and keep mean 0 and variance 1; at rest nothing.
+class AlphaDropout(UnitNoise):
+    """Set dropped units to the limit of SELU and keep mean 0 and variance 1.
 
-    Dropout for networks of `selu` units with `lecun_normal` weights: a dropped unit
-    takes the value to which SELU falls, about -1.758, and an affine map restores mean
-    and variance. With a `noise_shape` of 1 along the positions it drops whole channels.
+    Dropout for networks of `selu` units with `lecun_normal` weights. A dropped unit
+    takes the value that SELU approaches from above, about -1.758; an affine map then
+    restores mean and variance. A `noise_shape` of 1 along the positions drops whole
+    channels. Inference changes nothing.
 
-    Args:
-        rate: Fraction of units to drop, in [0, 1).
-        noise_shape: Shape of the mask: 1 where the positions of a dimension share
-            their fate, `None` for the inputs' own size.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
-
-    Input shape: any, of a float dtype. Output shape: the same.
-
-    Raises:
-        ValueError: If an argument is invalid, the inputs are not of a float dtype, or
-            `noise_shape` does not broadcast to their shape.
+    >>> import keras, kdrop
+    >>> layer = kdrop.AlphaDropout(0.5, seed=1, name="drop")
+    >>> outputs = layer(keras.random.normal((1000, 1000), seed=1), training=True)
+    >>> print(f"{abs(keras.ops.mean(outputs)):.2f} {keras.ops.var(outputs):.2f}")
+    0.00 1.00
 
     Reference: [Klambauer et al., 2017](https://arxiv.org/abs/1706.02515), section 2
     """

@@ -6,12 +6,12 @@ import keras
 from keras import ops
 
 from kdrop.layers.base import Drop
-from kdrop.layers.checks import dense_unless_matrix, refuse_quantization
-from kdrop.masks import connections, kernels
+from kdrop.layers.checks import check_bool, dense_unless_matrix, refuse_quantization
+from kdrop.masks import connections, kernels, run
 
 
 class _Convolution(NamedTuple):
-    """The product of a convolution, as a function that a kernel can take."""
+    """A convolution as a hashable function of inputs and filters."""
 
     strides: tuple
     padding: str
@@ -27,16 +27,12 @@ class _Convolution(NamedTuple):
         return ops.transpose(outputs, (0, 3, 1, 2))
 
 
-class _Connections(Drop):
-    """A layer that has a kernel and perhaps a bias, and drops entries of both."""
+class Connections(Drop):
+    """Drops entries of a kernel and a bias: the base beside a layer of Keras."""
 
     def __init__(self, rate, per_example=True, **kwargs):
         super().__init__(rate, **kwargs)
-        if not isinstance(per_example, bool):
-            raise ValueError(
-                f"`per_example` is True or False. Received: per_example={per_example!r}"
-            )
-        self.per_example = per_example
+        self.per_example = check_bool("per_example", per_example)
 
     def shares_batch(self, inputs):
         return not self.per_example
@@ -44,9 +40,9 @@ class _Connections(Drop):
     def drop(self, inputs, draw, rows):
         if inputs.shape[0] == 0:
             return self.infer(inputs)
-        # The value: a gradient of one's own does not take a variable.
+        # A tensor: functions with a custom gradient take no variables.
         kernel = ops.reshape(self.kernel, self.kernel.shape)
-        if kernels.is_shared(rows):
+        if run.is_shared(rows):
             kernel = connections.thin(kernel, draw, rows)
             outputs = self.product()(inputs, kernel)
         elif 0 in kernel.shape:
@@ -54,19 +50,19 @@ class _Connections(Drop):
         else:
             outputs = self.connect(inputs, kernel, draw, rows)
         if self.use_bias:
-            outputs = outputs + self._thinned_bias(outputs, draw, rows)
+            outputs = outputs + self._thin_bias(outputs, draw, rows)
         return outputs if self.activation is None else self.activation(outputs)
 
     def connect(self, inputs, kernel, draw, rows):
-        """The product with a kernel of which each example drops its own weights."""
+        """The product with a kernel of which each example drops other weights."""
         return connections.each(self.product(), inputs, kernel, draw, rows)
 
-    def _thinned_bias(self, outputs, draw, rows):
-        # Words of its own: another hash of the name.
+    def _thin_bias(self, outputs, draw, rows):
+        # Another name hash, so that the bias does not share the kernel's words.
         draw = draw + ops.convert_to_tensor([0, 1, 0, 0, 0], dtype=draw.dtype)
-        count = 1 if kernels.is_shared(rows) else ops.shape(outputs)[0]
+        count = 1 if run.is_shared(rows) else ops.shape(outputs)[0]
         bias = ops.broadcast_to(self.bias, (count, self.bias.shape[0]))
-        bias = kernels.apply(kernels.INVERTED, bias, draw, rows)
+        bias = run.apply(kernels.INVERTED, bias, draw, rows)
         inner = (1,) * (len(outputs.shape) - 2)
         if getattr(self, "data_format", "") == "channels_first":
             return ops.reshape(bias, (count, self.bias.shape[0], *inner))
@@ -77,25 +73,25 @@ class _Connections(Drop):
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class DropConnectDense(keras.layers.Dense, _Connections):
-    """A dense layer that drops single weights, in each example others.
+class DropConnectDense(keras.layers.Dense, Connections):
+    """A dense layer that drops single weights, other weights in each example.
 
-    In training a weight is dropped with probability `rate`, and what is kept is scaled
-    by `1 / (1 - rate)`; entries of the bias are dropped too, as in the paper. At rest
-    the layer is `keras.layers.Dense`, whose outputs are the mean of those in training
-    before the activation. (The paper scales at inference instead, and samples a
-    Gaussian of the same mean and variance there.) The weights are those of `Dense`.
+    In training a weight is dropped with probability `rate`, and the others are scaled
+    by `1 / (1 - rate)`. Entries of the bias are dropped too, as in the paper. At
+    inference the layer is `keras.layers.Dense`, whose outputs before the activation are
+    the mean of those in training. (The paper scales at inference instead, and samples a
+    Gaussian of the same mean and variance there.) The layer has the weights of `Dense`.
 
-    A mask for each example is never stored, only drawn, for the outputs and again for
-    each gradient; that costs as much as `batch * inputs * units` random words. Inputs
-    with inner dimensions, such as `(batch, time, features)`, have one mask for all
-    positions of an example.
+    The masks of the examples are never stored, only drawn: for the outputs, and again
+    for each gradient. That costs `batch * inputs * units` random words each time.
+    Inputs with inner dimensions, such as `(batch, time, features)`, have one mask for
+    all positions of an example.
 
     Args:
         units: Size of the outputs' last dimension.
-        rate: Fraction of weights to drop, in [0, 1).
+        rate: Fraction of weights to drop, in [0, 1). It can be set at any time.
         *args: As `keras.layers.Dense` takes them after `units`: `activation`, ...
-        per_example: Whether each example has a mask of its own; else the batch has one
+        per_example: Whether each example has another mask. If not, the batch shares one
             mask, at nearly the cost of `Dense`.
         seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
         **kwargs: As of `keras.layers.Dense`.
@@ -104,7 +100,14 @@ class DropConnectDense(keras.layers.Dense, _Connections):
     `(batch, ..., units)`.
 
     Raises:
-        ValueError: If an argument is invalid or the inputs are not of a float dtype.
+        ValueError: For an invalid argument, or inputs that are not of a float dtype.
+
+    >>> import keras, kdrop
+    >>> layer = kdrop.DropConnectDense(
+    ...     3, 0.5, seed=1, name="drop", kernel_initializer="ones")
+    >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((2, 4)), training=True)))
+    [[8. 2. 4.]
+     [4. 4. 6.]]
 
     Reference: [Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html)
     """
@@ -115,8 +118,8 @@ class DropConnectDense(keras.layers.Dense, _Connections):
     quantize = quantized_build = refuse_quantization
 
     def __init__(self, units, rate, *args, per_example=True, seed=None, **kwargs):
-        own = {"rate": rate, "per_example": per_example, "seed": seed}
-        super().__init__(units, *args, **own, **kwargs)
+        settings = {"rate": rate, "per_example": per_example, "seed": seed}
+        super().__init__(units, *args, **settings, **kwargs)
 
     def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
@@ -131,29 +134,26 @@ class DropConnectDense(keras.layers.Dense, _Connections):
 
 
 @keras.saving.register_keras_serializable("kdrop")
-class DropConnectConv2D(keras.layers.Conv2D, _Connections):
-    """A convolution that drops single weights of its filters, in each example others.
+class DropConnectConv2D(keras.layers.Conv2D, Connections):
+    """A convolution that drops single weights of its filters; see `DropConnectDense`.
 
-    `DropConnectDense` for convolutions: the positions of an example share its mask. At
-    rest the layer is `keras.layers.Conv2D`, whose weights it has.
-
-    With a mask for each example, examples are convolved one after the other, each with
-    filters that are masked for it and masked again for the gradient.
+    All positions of an example share its mask. At inference the layer is
+    `keras.layers.Conv2D`, whose weights it has. With a mask for each example, examples
+    are convolved one after the other, each with filters that are masked for it, and
+    masked again for the gradient.
 
     Args:
         filters: Number of filters.
         kernel_size: Integer or pair of integers, height and width of the filters.
-        rate: Fraction of weights to drop, in [0, 1).
-        *args: As `keras.layers.Conv2D` takes them after `kernel_size`: `strides`, ...
-        per_example: Whether each example has a mask of its own; else the batch has one
-            mask, at nearly the cost of `Conv2D`.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
-        **kwargs: As of `keras.layers.Conv2D`.
+        rate, per_example, seed: As of `DropConnectDense`, and its errors are the same.
+        *args, **kwargs: As of `keras.layers.Conv2D` after `kernel_size`.
 
     Input and output shapes: as of `keras.layers.Conv2D`, in both data formats.
 
-    Raises:
-        ValueError: If an argument is invalid or the inputs are not of a float dtype.
+    >>> import keras, kdrop
+    >>> layer = kdrop.DropConnectConv2D(8, 3, 0.5, activation="relu")
+    >>> print(layer(keras.ops.ones((2, 28, 28, 1)), training=True).shape)
+    (2, 26, 26, 8)
 
     Reference: [Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html), who
     drop weights of dense layers
@@ -167,9 +167,10 @@ class DropConnectConv2D(keras.layers.Conv2D, _Connections):
     def __init__(
         self, filters, kernel_size, rate, *args, per_example=True, seed=None, **kwargs
     ):
-        own = {"rate": rate, "per_example": per_example, "seed": seed}
-        super().__init__(filters, kernel_size, *args, **own, **kwargs)
-        self.supports_masking = False  # as of Conv2D: a mask would not fit the outputs
+        settings = {"rate": rate, "per_example": per_example, "seed": seed}
+        super().__init__(filters, kernel_size, *args, **settings, **kwargs)
+        # As of Conv2D: a mask of the inputs does not fit the outputs.
+        self.supports_masking = False
 
     def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))

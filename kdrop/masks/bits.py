@@ -1,12 +1,12 @@
 """Random words from a counter: a pure function of (key, row, position).
 
-Nothing here has a state. A key is two 32-bit words, made from a layer's seed, the hash
-of its name, its occurrence and the number of its draw; each row of a batch turns the
-key into two words of its own; an element's word is a hash of its position under those
-two. The hash is not a permutation of the positions, which would spread the words of a
-long row too evenly.
-All of it is 32-bit arithmetic in `keras.ops`, so that eager mode, graphs, XLA and the
-TensorFlow and JAX backends give the same bits.
+Nothing here has state. A layer's seed, the hash of its name, its occurrence and the
+number of the draw make a key of two 32-bit words. Each row of a batch turns that key
+into two words for the row. The word of an element is a hash of its position under those
+two.
+
+All of it is 32-bit arithmetic in `keras.ops`, so eager mode, graphs, XLA and both
+backends compute the same bits.
 """
 
 import numpy as np
@@ -16,12 +16,7 @@ from keras import ops
 # random numbers: as easy as 1, 2, 3", https://doi.org/10.1145/2063384.2063405, table 2
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
-
 _ZERO = np.uint32(0)
-
-
-def _u32(value):
-    return ops.cast(value, "uint32")
 
 
 def _rotate(word, bits):
@@ -70,9 +65,9 @@ def fold(seed, name_hash, draw, occurrence=_ZERO):
 
     Args:
         seed: uint32 tensor: a scalar, or `(n,)` with a seed for each row.
-        name_hash: Scalar uint32 tensor that tells layers of one seed apart.
+        name_hash: Scalar uint32 tensor that distinguishes layers of one seed.
         draw: Scalar uint32 tensor, the number of the draw.
-        occurrence: Scalar uint32 tensor that tells layers of one seed and name apart.
+        occurrence: Scalar uint32 tensor that distinguishes layers of one seed and name.
 
     Returns:
         Two uint32 tensors of the seed's shape.
@@ -80,12 +75,17 @@ def fold(seed, name_hash, draw, occurrence=_ZERO):
     return threefry((seed, name_hash), (draw, occurrence))
 
 
+def row_keys(key, rows):
+    """The two words under which each row hashes its positions, uint32 `(n,)` each."""
+    return threefry(key, (rows[:, 0], rows[:, 1]))
+
+
 def words(key, rows, size):
     """Random 32-bit words, `size` for each row.
 
     Args:
         key: Two uint32 tensors from `fold`, scalars or `(n,)`.
-        rows: uint32 tensor `(n, 2)`: two words that name each row.
+        rows: uint32 tensor `(n, 2 or more)`: the first two words name a row.
         size: Positions in a row: an integer or a scalar tensor, less than 2^31.
 
     Returns:
@@ -96,26 +96,23 @@ def words(key, rows, size):
 
 
 def distinct_words(key, rows, size):
-    """The same, but within a row no word repeats: it is a part of a permutation."""
+    """Like `words`, but no word repeats within a row."""
     first, second = row_keys(key, rows)
-    return _hashed(_positions(size) + first[:, None], second[:, None])
-
-
-def row_keys(key, rows):
-    """The two words under which each row hashes its positions, uint32 `(n,)` each."""
-    return threefry(key, (rows[:, 0], rows[:, 1]))
+    return _hash(_positions(size) + first[:, None], second[:, None])
 
 
 def word(position, first, second):
     """The random word at a position, under the two words of its row."""
     position = position + first
-    # What was hashed, once more: else no word would repeat within a row.
-    return ops.bitwise_xor(_hashed(position, second), position)
+    # The hash alone is a permutation: no word would repeat within a row, so that long
+    # rows would be too even. XOR with the position makes words repeat as by chance.
+    return ops.bitwise_xor(_hash(position, second), position)
 
 
-def _hashed(position, second):
+def _hash(position, second):
     return _finalise(_finalise(position) + second)
 
 
 def _positions(size):
-    return _u32(ops.arange(size, dtype="int32"))  # XLA lacks an unsigned range
+    # XLA has no range of unsigned integers.
+    return ops.cast(ops.arange(size, dtype="int32"), "uint32")

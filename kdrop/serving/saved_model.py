@@ -28,7 +28,7 @@ from kdrop.ensemble.split import SplitModel
 from kdrop.ensemble.uncertainty import summarise_tensors
 from kdrop.errors import UserError
 from kdrop.layers.base import active_drop_layers
-from kdrop.masks import kernels
+from kdrop.masks import run
 from kdrop.serving.interface import Interface
 
 # The model server replays the requests of this file before it says that it is ready:
@@ -204,12 +204,12 @@ def _plain(function):
 
     @functools.wraps(function)
     def call(*args):
-        token = kernels.plain.set(True)
+        token = run.exporting.set(True)
         try:
             with backend.retraced_for(backend.new_trace_key()):
                 return function(*args)
         finally:
-            kernels.plain.reset(token)
+            run.exporting.reset(token)
 
     return call
 

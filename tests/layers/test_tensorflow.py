@@ -19,7 +19,7 @@ from family import (
 )
 
 import kdrop
-from kdrop.masks import kernels
+from kdrop.masks import run
 
 # Replicas
 
@@ -145,7 +145,7 @@ def test_unknown_sizes_draw_the_same(case):
     [(0, 1), (1, 1), (5, 16), (4**15, 4**15), (4**15 + 1, 4**15 + 1)],
 )
 def test_unknown_sizes_are_padded_to_what_a_tensor_can_have(count, padded):
-    assert kernels._next_power(tf.constant(count)) == padded
+    assert run._next_power_of_four(tf.constant(count)) == padded
 
 
 def test_an_unknown_rank_draws_the_same():
@@ -163,11 +163,11 @@ def test_plain_operations_draw_the_same(case):
 
     @tf.function
     def call(inputs):
-        token = kernels.plain.set(True)
+        token = run.exporting.set(True)
         try:
             return layer(inputs, training=True)
         finally:
-            kernels.plain.reset(token)
+            run.exporting.reset(token)
 
     expected = case.draw(case.make())
     assert_close(case.seen(call(case.ones())), expected)

@@ -12,6 +12,7 @@ from kdrop import (
     AlphaDropout,
     GaussianDropout,
     InvertedDropout,
+    StochasticDepth,
     UniformDropout,
     VanillaDropout,
 )
@@ -21,13 +22,12 @@ UPSTREAM = np.random.default_rng(1).normal(size=(32, 100))
 
 
 def mask_of(layer_class, rate):
-    """What the first draw keeps."""
+    """True where the first mask keeps a unit."""
     ones = layer_class(rate, seed=3, name="drop")(tf.ones((32, 100)), training=True)
     return ones.numpy() != 0
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rate", "dtype"), [(0.1, "float32"), (0.99, "float64")])
 def test_inverted_is_the_algorithm_forward_and_backward(rate, dtype):
     layer = InvertedDropout(rate, seed=3, name="drop", dtype=dtype)
     mask = mask_of(InvertedDropout, rate)
@@ -45,9 +45,8 @@ def test_inverted_is_the_algorithm_forward_and_backward(rate, dtype):
     np.testing.assert_array_equal(layer(inputs), inputs)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_vanilla_is_the_algorithm_forward_backward_and_at_rest(rate, dtype):
+@pytest.mark.parametrize(("rate", "dtype"), [(0.1, "float32"), (0.99, "float64")])
+def test_vanilla_is_the_algorithm_forward_backward_and_at_inference(rate, dtype):
     layer = VanillaDropout(rate, seed=3, name="drop", dtype=dtype)
     mask = mask_of(VanillaDropout, rate)
     inputs = tf.constant(INPUTS, dtype)
@@ -55,7 +54,7 @@ def test_vanilla_is_the_algorithm_forward_backward_and_at_rest(rate, dtype):
         tape.watch(inputs)
         outputs = layer(inputs, training=True)
     upstream = tf.constant(UPSTREAM, dtype)
-    # Nothing is scaled in training: to the bit.
+    # Equal to the bit: training does not scale.
     np.testing.assert_array_equal(outputs, reference.vanilla(inputs.numpy(), mask))
     np.testing.assert_array_equal(
         tape.gradient(outputs, inputs, upstream),
@@ -66,12 +65,6 @@ def test_vanilla_is_the_algorithm_forward_backward_and_at_rest(rate, dtype):
     np.testing.assert_allclose(layer(inputs), expected, rtol=tolerance)
 
 
-def test_both_draw_the_same_masks():
-    np.testing.assert_array_equal(
-        mask_of(InvertedDropout, 0.3), mask_of(VanillaDropout, 0.3)
-    )
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_half_precision_is_scaled_in_float32_and_rounded_once(dtype, rate):
@@ -80,24 +73,20 @@ def test_half_precision_is_scaled_in_float32_and_rounded_once(dtype, rate):
     inverted = InvertedDropout(rate, seed=3, name="drop", dtype=dtype)
     wide = tf.cast(inputs, "float32").numpy()
     at_inference = VanillaDropout(rate, dtype=dtype)(inputs)
-    for found, exact in [
+    for outputs, exact in [
         (inverted(inputs, training=True), np.where(mask, wide / (1 - rate), 0)),
         (at_inference, wide * (1 - rate)),
     ]:
-        # What lies halfway between two numbers goes up or down, as float32 rounds.
+        # A value halfway between two numbers goes up or down, as float32 rounds.
         error = 4 * np.finfo("float32").eps
         ends = [tf.cast(exact * (1 + sign * error), dtype) for sign in (-1, 1)]
-        assert np.logical_or(found == ends[0], found == ends[1]).all()
+        assert np.logical_or(outputs == ends[0], outputs == ends[1]).all()
         assert np.mean(ends[0] == ends[1]) > 0.9  # few are halfway between two
 
 
-def test_at_rest_the_inputs_themselves_come_out():
-    inputs = tf.constant(INPUTS, "float32")
-    assert InvertedDropout(0.5)(inputs) is inputs
-
-
-def test_vanilla_follows_its_rate_at_rest():
-    layer = VanillaDropout(0.5)
+@pytest.mark.parametrize("layer_class", [VanillaDropout, StochasticDepth])
+def test_scaling_at_inference_follows_the_rate(layer_class):
+    layer = layer_class(0.5)
     at_inference = tf.function(lambda x: layer(x))
     inputs = tf.ones((2, 2))
     np.testing.assert_allclose(at_inference(inputs), 0.5)
@@ -116,11 +105,11 @@ def test_vanilla_equals_inverted_with_scaled_weights():
 
 
 def variance_bound(variance, fourth, count, deviations=5):
-    """How far the variance of a sample may be off: from its fourth central moment."""
+    """The largest likely error of a sample's variance, from the fourth moment."""
     return deviations * np.sqrt((fourth - variance**2) / count)
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.01, 0.9])
 def test_gaussian_noise_has_mean_one_and_variance_rate_over_keep(rate):
     layer = GaussianDropout(rate, seed=1, name="drop")
     noise = layer(tf.ones((1000, 1000)), training=True).numpy().astype("float64")
@@ -167,12 +156,6 @@ def test_alpha_keeps_mean_and_variance_of_one_layer():
         fourth = np.mean((values - values.mean()) ** 4)
         assert abs(values.mean()) < 5 / np.sqrt(values.size)
         assert abs(values.var() - 1) < variance_bound(1, fourth, values.size)
-
-
-def test_alpha_drops_whole_channels_by_its_noise_shape():
-    layer = AlphaDropout(0.5, noise_shape=(None, 1, 1, None), seed=1)
-    outputs = layer(tf.ones((16, 3, 5, 8)), training=True).numpy()
-    assert (outputs == outputs[:, :1, :1]).all()
 
 
 def test_dropout_on_linear_regression_is_ridge_regression():

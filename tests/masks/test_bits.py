@@ -1,10 +1,10 @@
 """The random words: known answers, and the statistics of a good generator.
 
-Each statistic is taken along five axes: over short draws of neighbouring seeds, layer
-names, rows and draw numbers, and over the positions of a long draw. One block is
-2^22 words. For more:
+Each statistic is measured along five axes: over short draws of neighbouring seeds,
+layer names, rows and draw numbers, and over the positions of a long draw. A block has
+2^22 words. To test more blocks:
 
-    python -m pytest tests/test_bits.py --blocks 64
+    python -m pytest tests/masks/test_bits.py --blocks 64
 """
 
 import itertools
@@ -37,10 +37,12 @@ def blocks(pytestconfig):
 
 
 def block(axis, number, lag=0):
-    """2^22 words of an axis, or their neighbours: an array `(DRAWS, SIZE)`."""
+    """A block of words along an axis, or the words `lag` further: `(DRAWS, SIZE)`."""
     if axis == "long":
         start = number * DRAWS * SIZE + lag
-        return words.part(start, DRAWS * SIZE, salt=words.SALT).reshape(DRAWS, SIZE)
+        return words.part(start, DRAWS * SIZE, name_hash=words.NAME_HASH).reshape(
+            DRAWS, SIZE
+        )
     return words.draws(axis, number * DRAWS + lag, DRAWS, SIZE)
 
 
@@ -51,12 +53,12 @@ def unpack(drawn):
 
 
 def limit(comparisons):
-    """The deviations that normal variables exceed once in a million such tests."""
+    """Deviations that one of some normal variables exceeds in 1 of a million tests."""
     return NormalDist().inv_cdf(1 - 1e-6 / 2 / comparisons)
 
 
 def assert_fits(counts, shares):
-    """Counts are neither too uneven nor too even for draws with these shares."""
+    """Counts are neither too uneven nor too even for random ones with these shares."""
     expected = counts.sum() * shares
     freedom = counts.size - 1
     chi2 = ((counts - expected) ** 2 / expected).sum()
@@ -83,7 +85,7 @@ def test_threefry_gives_the_known_answers_of_its_authors(counter, key, expected)
 
 
 def finalise(word):
-    """lowbias32 once more, in Python's unbounded integers."""
+    """lowbias32 in Python's unbounded integers."""
     word ^= word >> 16
     word = word * 0x7FEB352D % 2**32
     word ^= word >> 15
@@ -96,15 +98,15 @@ def test_a_word_is_a_function_of_key_row_and_position():
     first, second = bits.threefry(key, (u32(11), u32(13)))
     position = (100 + int(first)) % 2**32
     expected = finalise((finalise(position) + int(second)) % 2**32) ^ position
-    beside = [[i, 13] for i in range(12)]
-    assert words.words(3, 5, 7, beside, size=101)[11, 100] == expected
-    # ... whatever else is drawn beside it.
+    rows = [[i, 13] for i in range(12)]
+    assert words.words(3, 5, 7, rows, size=101)[11, 100] == expected
+    # The word does not depend on the number of rows, or of positions.
     assert words.words(3, 5, 7, (11, 13), size=4096)[0, 100] == expected
     assert words.part(90, 64, 3, 5, 7, (11, 13))[10] == expected
 
 
 @pytest.mark.parametrize(
-    ("seed", "salt", "draw", "row", "expected"),
+    ("seed", "name_hash", "draw", "row", "expected"),
     [
         (0, 0, 0, (0, 0), (0xA7D78A9C, 0x37CABCBB, 0xE11133ED, 0x2C825A19)),
         (
@@ -123,14 +125,14 @@ def test_a_word_is_a_function_of_key_row_and_position():
         ),
     ],
 )
-def test_the_words_are_these_on_every_backend(seed, salt, draw, row, expected):
-    key = [u32(k) for k in (seed, salt, draw)]
+def test_the_words_are_these_on_every_backend(seed, name_hash, draw, row, expected):
+    key = [u32(k) for k in (seed, name_hash, draw)]
 
     def draw_words(*key):
         return bits.words(bits.fold(*key), u32([row]), 4)
 
     assert ops.convert_to_numpy(draw_words(*key))[0].tolist() == list(expected)
-    assert words.words(seed, salt, draw, row, size=4)[0].tolist() == list(expected)
+    assert words.words(seed, name_hash, draw, row, size=4)[0].tolist() == list(expected)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -138,8 +140,7 @@ def test_the_words_are_these_on_every_backend(seed, salt, draw, row, expected):
 
 
 def test_words_of_a_long_draw_repeat_as_by_chance(blocks):
-    # A row that were a part of a permutation of all words would hold none twice, and
-    # each bit pattern too evenly.
+    # A row that is part of a permutation of all words would hold no word twice.
     repeated = expected = 0
     for b in blocks:
         drawn = np.sort(block("long", b), axis=None)
@@ -150,10 +151,10 @@ def test_words_of_a_long_draw_repeat_as_by_chance(blocks):
 
 def test_no_two_keys_of_a_grid_share_a_word():
     numbers = np.array([0, 1, 2, 3, 4, 8, 2**16, 2**31])
-    seed, salt, draw, row = (n.ravel() for n in np.meshgrid(*[numbers] * 4))
-    drawn = words.words(seed, salt, draw, np.stack([row, 0 * row], axis=1), size=4)
+    seed, name_hash, draw, row = (n.ravel() for n in np.meshgrid(*[numbers] * 4))
+    drawn = words.words(seed, name_hash, draw, np.stack([row, 0 * row], axis=1), size=4)
     shared = np.bincount(np.unique(drawn[:, 2:], return_inverse=True)[1].ravel())
-    # 2^13 words by chance hold 2^-7 pairs
+    # 2^13 random words hold 2^-7 equal pairs on average.
     assert shared.max() == 1
 
 
@@ -203,12 +204,12 @@ def test_no_bit_is_correlated_with_one_of_a_neighbour(axis, blocks):
     assert abs(differ - size / 2).max() < limit(differ.size) * np.sqrt(size / 4)
 
 
-@pytest.mark.parametrize("name", ["seed", "salt", "draw", "row", "column"])
+@pytest.mark.parametrize("name", ["seed", "name_hash", "draw", "row", "column"])
 def test_flipping_a_bit_of_the_key_flips_half_the_bits(name, blocks):
     size = 4096 * len(blocks)
     key = np.random.default_rng(1).integers(2**32, size=(5, 33, size))
     key[:] = key[:, :1]
-    flipped = ["seed", "salt", "draw", "row", "column"].index(name)
+    flipped = ["seed", "name_hash", "draw", "row", "column"].index(name)
     key[flipped, 1:] ^= 2 ** np.arange(32)[:, None]
     *key, row, column = key.reshape(5, -1)
     drawn = words.words(*key, np.stack([row, column], axis=1), size=3)
@@ -300,8 +301,8 @@ def test_bit_matrices_have_the_ranks_of_random_ones(axis, blocks):
         for i, order in enumerate((drawn, drawn.T)):
             rank = ranks(order.reshape(-1, 32))
             counts[i] += np.bincount((rank - 30).clip(min=0), minlength=3)
-    for found in counts:
-        assert_fits(found, shares)
+    for rank_counts in counts:
+        assert_fits(rank_counts, shares)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.01])
@@ -332,19 +333,25 @@ def test_any_two_masks_of_a_small_rate_share_drops_as_by_chance(axis, blocks):
         )
 
 
-def test_a_stream_goes_on_where_its_chunk_ended(axis):
+def test_a_stream_continues_where_the_last_chunk_ended(axis):
     first, second = itertools.islice(words.stream(axis, SIZE, seed=0), 2)
     assert (np.reshape(first, (DRAWS, SIZE)) == block(axis, 0)).all()
     assert (np.reshape(second, (DRAWS, SIZE)) == block(axis, 1)).all()
 
 
 def test_the_command_streams_words_until_the_pipe_closes():
-    command = [sys.executable, Path(words.__file__), "names", "--draw-words", "1024"]
+    command = [
+        sys.executable,
+        Path(words.__file__),
+        "names",
+        "--words-per-draw",
+        "1024",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as run:
-        streamed = np.frombuffer(run.stdout.read(2**14), "<u4").reshape(4, 1024)
-        run.stdout.close()
-        assert "Error" not in run.stderr.read().decode()
-    assert run.returncode == 0
+    ) as process:
+        streamed = np.frombuffer(process.stdout.read(2**14), "<u4").reshape(4, 1024)
+        process.stdout.close()
+        assert "Error" not in process.stderr.read().decode()
+    assert process.returncode == 0
     assert (streamed == words.draws("names", 0, 4, 1024)).all()

@@ -1,0 +1,270 @@
+"""Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
+
+No mask is stored: the gradient draws it again from the same numbers. Drawing, comparing
+and scaling are one fused pass over the inputs, which XLA compiles for each shape. The
+package's docstring explains `draw` and `rows`.
+"""
+
+import contextvars
+import functools
+import math
+import operator
+
+from keras import ops
+
+from kdrop import backend
+from kdrop.masks import bits
+
+# Whether a function is being traced for export. Kernels then run as plain operations,
+# with the same bits, because a model server may have no XLA.
+exporting = contextvars.ContextVar("exporting", default=False)
+
+
+def check_broadcast(noise_shape, shape):
+    """Raise `ValueError` unless `noise_shape` broadcasts to `shape`."""
+    if noise_shape is None:
+        return
+    fits = len(noise_shape) <= len(shape) and all(
+        n in (None, 1, size) or size is None
+        for n, size in zip(reversed(noise_shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"`noise_shape` must broadcast to the inputs' shape {tuple(shape)}: each "
+            f"dimension 1, None or the inputs' own. Received: noise_shape={noise_shape}"
+        )
+
+
+def apply(kernel, inputs, draw, rows, noise_shape=None):
+    """Run a kernel. Its gradient runs the kernel's linear part on the same noise.
+
+    Args:
+        kernel: `Kernel`.
+        inputs: Float tensor `(batch, ...)`.
+        draw: Integer vector of five.
+        rows: uint32 tensor that names the rows.
+        noise_shape: Tuple of the noise's dimensions, `None` for the inputs' size. It
+            broadcasts to the inputs' shape; `rows` decides over the first dimension.
+
+    Returns:
+        Tensor of the inputs' shape and dtype.
+    """
+    if backend.name() == "tensorflow":
+        import tensorflow as tf
+
+        if inputs.shape.rank is None:
+            if noise_shape is not None:
+                raise ValueError(
+                    "A `noise_shape` takes inputs of a known rank. "
+                    f"Received: noise_shape={noise_shape}"
+                )
+            flat = tf.reshape(inputs, (tf.shape(inputs)[0], -1))
+            return tf.reshape(apply(kernel, flat, draw, rows), tf.shape(inputs))
+        if noise_shape is not None:
+            inputs = _check_at_run_time(inputs, noise_shape)
+        if tf.executing_eagerly():
+            # The words in a row are part of the key, so that retracing relaxes the
+            # number of rows alone.
+            signature = inputs.dtype, inputs.shape.rank, tuple(rows.shape[1:])
+            static = kernel, noise_shape
+            call = compiled(_differentiable, signature, *static, xla=False)
+            return call(inputs, draw, rows)
+    return _differentiable(kernel, noise_shape, inputs, draw, rows)
+
+
+def _check_at_run_time(inputs, noise_shape):
+    """`check_broadcast` for the sizes that were unknown when it ran."""
+    import tensorflow as tf
+
+    message = f"`noise_shape` {noise_shape} must broadcast to the inputs' shape"
+    checks = [
+        tf.debugging.assert_equal(tf.shape(inputs)[-place], size, message)
+        for place, size in enumerate(reversed(noise_shape), start=1)
+        if size not in (None, 1) and inputs.shape[-place] is None
+    ]
+    with tf.control_dependencies(checks):
+        return tf.identity(inputs) if checks else inputs
+
+
+def _differentiable(kernel, noise_shape, inputs, draw, rows):
+    if exporting.get():  # without a gradient
+        return _fused(kernel, noise_shape, inputs, draw, rows)
+    if backend.name() == "jax":
+        import jax
+
+        # JAX differentiates the kernel itself, forward mode included. The checkpoint
+        # keeps it from storing the mask.
+        run = functools.partial(_run, kernel, noise_shape)
+        return jax.checkpoint(run)(inputs, draw, rows)
+
+    @ops.custom_gradient
+    def call(inputs, draw, rows):
+        # Tensors of this graph, which the gradient of a gradient can use.
+        draw, rows = ops.stop_gradient(draw), ops.stop_gradient(rows)
+
+        def gradient(upstream):
+            linear = kernel._replace(forward=kernel.backward)
+            result = _differentiable(linear, noise_shape, upstream, draw, rows)
+            # The outputs' dtype may differ from the inputs', as with float32 noise.
+            return ops.cast(result, inputs.dtype), None, None
+
+        return _run(kernel, noise_shape, inputs, draw, rows), gradient
+
+    return call(inputs, draw, rows)
+
+
+def _run(kernel, noise_shape, inputs, draw, rows):
+    if None in inputs.shape[1:]:
+        return _padded(kernel, noise_shape, inputs, draw, rows)
+    # A function for each shape: TensorFlow warns of one that is often retraced.
+    signature = inputs.dtype, *inputs.shape
+    return compiled(_fused, signature, kernel, noise_shape)(inputs, draw, rows)
+
+
+@functools.cache
+def compiled(function, signature, *static, xla=True):
+    """The function as a graph, one for each signature.
+
+    Args:
+        function: Function of tensors, after its static arguments.
+        signature: Hashable value that stands for the shapes of the tensors.
+        *static: The function's first arguments, which are no tensors.
+        xla: Whether XLA compiles the graph for each shape. If not, TensorFlow traces it
+            once, and retraces it with unknown sizes if shapes vary.
+    """
+    function = functools.partial(function, *static)
+    if backend.name() == "tensorflow":
+        import tensorflow as tf
+
+        options = {"jit_compile": True} if xla else {"reduce_retracing": True}
+        return tf.function(function, autograph=False, **options)
+    import jax
+
+    return jax.jit(function)
+
+
+def _fused(kernel, noise_shape, inputs, draw, rows):
+    shape = ops.shape(inputs)
+    sizes = _noise_sizes(kernel, noise_shape, shape)
+    noise = _noise(kernel, draw, row_ids(rows, shape), math.prod(sizes))
+    return _combine(kernel, noise, sizes, inputs, draw)
+
+
+def _padded(kernel, noise_shape, inputs, draw, rows):
+    """`_fused` for sizes that are known only at run time and may vary.
+
+    Only the noise is compiled, for sizes that are powers of four.
+    """
+    import tensorflow as tf
+
+    shape = ops.shape(inputs)
+    sizes = _noise_sizes(kernel, noise_shape, shape)
+    count = functools.reduce(operator.mul, sizes, 1)
+    padding = tf.zeros([_next_power_of_four(count)], "bool")
+    noise = compiled(_noise_like, None, kernel)(draw, row_ids(rows, shape), padding)
+    return _combine(kernel, noise[:, :count], sizes, inputs, draw)
+
+
+def _next_power_of_four(count):
+    """The next power of four, or the count itself if the power exceeds an int32."""
+    import tensorflow as tf
+
+    exponent = tf.math.log(tf.cast(tf.maximum(count, 1), "float64")) / math.log(4)
+    exponent = tf.cast(tf.math.ceil(exponent), "int32")
+    return tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), count)
+
+
+def _noise_sizes(kernel, noise_shape, shape):
+    """The noise's dimensions after the first."""
+    if kernel.block:
+        # Blocks that start before the map reach into it.
+        return [s + b - 1 for s, b in zip(shape[1:], kernel.block, strict=True)]
+    return broadcast_sizes(noise_shape, shape)[1:]
+
+
+def broadcast_sizes(noise_shape, shape):
+    """The dimensions of noise for inputs of a shape: as many, each 1 or the inputs'."""
+    if noise_shape is None:
+        return list(shape)
+    noise_shape = (1,) * (len(shape) - len(noise_shape)) + noise_shape
+    return [s if n is None else n for n, s in zip(noise_shape, shape, strict=True)]
+
+
+def row_ids(rows, shape):
+    """`rows` as two or three words for each row of inputs of a shape."""
+    if len(rows.shape):
+        return rows
+    count = shape[0] if shape else 1
+    # XLA has no range of unsigned integers.
+    rows = rows + ops.cast(ops.arange(count, dtype="int32"), "uint32")
+    return ops.stack([rows, ops.zeros_like(rows)], axis=1)
+
+
+def is_shared(rows):
+    """Whether the whole batch shares one row."""
+    return len(rows.shape) == 2 and rows.shape[0] == 1
+
+
+def draw_key(draw, ids):
+    """The key of a draw for row ids; a key for each row if they have seeds."""
+    seed, name_hash, number, _, occurrence = (
+        ops.cast(draw[i], "uint32") for i in range(5)
+    )
+    if ids.shape[1] == 3:
+        seed = ids[:, 2]
+    return bits.fold(seed, name_hash, number, occurrence)
+
+
+def _noise(kernel, draw, ids, size):
+    draw_words = bits.distinct_words if kernel.distinct else bits.words
+
+    def noise():
+        return kernel.noise(draw_words(draw_key(draw, ids), ids, size), draw)
+
+    if kernel.block:
+        return _materialise(noise, draw, (ops.shape(ids)[0], size))
+    return noise()
+
+
+def _noise_like(kernel, draw, ids, like):
+    return _noise(kernel, draw, ids, ops.shape(like)[0])
+
+
+def _combine(kernel, noise, sizes, inputs, draw):
+    shape = ops.shape(inputs)
+    noise = ops.reshape(noise, (ops.shape(noise)[0], *sizes) if shape else ())
+    for axis, size in enumerate(kernel.block, start=1):
+        if size > 1:
+            noise = _cover(noise, axis, size, draw)
+    return kernel.forward(inputs, ops.broadcast_to(noise, shape), draw)
+
+
+def _cover(seeds, axis, size, draw):
+    """True where one of the next `size` elements along an axis is a seed."""
+
+    def part(tensor, start, end):
+        return tensor[(slice(None),) * axis + (slice(start, end),)]
+
+    def cover():
+        covered, reach = seeds, 1
+        while reach < size:
+            step = min(reach, size - reach)
+            length = ops.shape(covered)[axis]
+            ahead = part(covered, step, length)
+            covered = ops.logical_or(part(covered, 0, length - step), ahead)
+            reach += step
+        return covered
+
+    shape = list(ops.shape(seeds))
+    shape[axis] -= size - 1
+    return _materialise(cover, draw, shape)
+
+
+def _materialise(function, draw, shape):
+    """Forces XLA to materialise the boolean tensor that a function returns.
+
+    Fused, it would be recomputed for each consumer. XLA does not fuse across the
+    branches of a conditional; the condition here is that anything is dropped at all.
+    """
+    drops = ops.cast(draw[3], "uint32") != 0
+    return ops.cond(drops, function, lambda: ops.zeros(shape, "bool"))
