@@ -1,202 +1,129 @@
-"""What a trained network costs: votes of its sub-networks, its export, its server."""
+"""Votes of sub-networks, exported models and the model server."""
 
+import atexit
 import functools
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import keras
 import numpy as np
+import tensorflow as tf
 
 import kdrop
-from benchmarks.claim import DROPOUT, Claim, Variants
-from kdrop.ensemble.split import SplitModel
+from benchmarks.harness import Comparison, Variants, timed
+from benchmarks.layers import INVERTED
+from kdrop.models import alexnet32, spiral_mlp
+from kdrop.serving import export
 
-SUFFIXES = "prefix once and 50 suffixes, in one graph"
-LATE = (0, 0, 0, 0.5)  # rates of alexnet32: dropout in its classifier alone
-POOL = "kdrop.serving, a pool of 4 connections"
+SAMPLES = 50
+CALLS, SUFFIXES = "calls", "prefix once, suffixes"
+REQUEST = {"signature_name": "serve", "instances": [[0.1, 0.2]]}
 
 
-def _vote(name, *rivals, **settings) -> Variants:
-    """50 passes over a batch of 256: by calls of the model, and by `kdrop.sample`."""
-    import tensorflow as tf
-
-    model = kdrop.models.MODELS[name](kdrop.InvertedDropout, **settings)
-    shape = (256, *model.input_shape[1:])
-    sampler, inputs = kdrop.Sampler(model), tf.random.stateless_normal(shape, (0, 0))
+def votes(builder, batch=256, **settings) -> Variants:
+    """Draw Monte Carlo samples of a batch, by `kdrop.sample` and by hand."""
+    model = builder(kdrop.InvertedDropout, **settings)
+    inputs = tf.random.stateless_normal((batch, *model.input_shape[1:]), (0, 0))
+    sampler = kdrop.Sampler(model)
+    first = next(n for n, each in enumerate(model.layers) if getattr(each, "rate", 0))
+    cut = model.layers[first - 1].output
+    prefix = keras.Model(model.inputs, cut)
+    suffix = kdrop.Sampler(keras.Model(cut, model.outputs[0]))
     call = tf.function(sampler, autograph=False)
-    model(inputs[:1])
-    split = SplitModel(model)
 
     @tf.function(autograph=False)
     def suffixes(inputs):
-        shared, rows = split.prefix(inputs), tf.range(shape[0])
+        cut = prefix(inputs)
+        numbers = tf.range(SAMPLES)
+        return tf.map_fn(lambda _: suffix(cut), numbers, fn_output_signature="float32")
 
-        def suffix(number):
-            names = tf.stack([tf.fill(rows.shape, number), rows, 0 * rows], axis=1)
-            return split.sample(shared, rows, tf.cast(names, "uint32"))
-
-        return tf.map_fn(suffix, tf.range(50), fn_output_signature="float32")
-
-    in_one_graph = tf.function(
-        lambda x: tf.map_fn(
-            lambda _: sampler(x), tf.range(50), fn_output_signature="float32"
-        ),
-        autograph=False,
-    )
-
-    def timed(work):
-        def measure():
-            start = time.perf_counter()
-            work()
-            return time.perf_counter() - start
-
-        return measure
-
-    ways = {
-        "50 calls": lambda: [call(inputs).numpy() for _ in range(50)],
-        "50 calls in one graph": lambda: in_one_graph(inputs).numpy(),
-        SUFFIXES: lambda: suffixes(inputs).numpy(),
-        "kdrop.sample": lambda: kdrop.sample(model, inputs, passes=50, verbose=0),
+    return {
+        SUFFIXES: timed(lambda: suffixes(inputs).numpy()),
+        CALLS: timed(lambda: [call(inputs).numpy() for _ in range(SAMPLES)]),
+        "kdrop.sample": timed(lambda: kdrop.sample(model, inputs, SAMPLES, verbose=0)),
     }
-    return {name: timed(ways[name]) for name in (*rivals, "kdrop.sample")}
 
 
-def _exported() -> Variants:
-    """A point through `serve` of the spiral's network, exported with and without."""
-    import tensorflow as tf
+def exported(calls=500) -> Variants:
+    """Call the exported `serve` of the spiral's network, with and without dropout."""
 
-    from kdrop.serving.saved_model import export
-
-    point = tf.constant([[0.1, 0.2]])
-
-    def variant(layer, calls=500):
+    def variant(layer):
         keras.utils.set_random_seed(0)
         with tempfile.TemporaryDirectory() as folder:
-            path = export(kdrop.models.spiral_mlp(layer), folder)
-            loaded = tf.saved_model.load(str(path))
+            loaded = tf.saved_model.load(str(export(spiral_mlp(layer), folder)))
+        point = tf.constant(REQUEST["instances"])
+        return timed(lambda: loaded.signatures["serve"](inputs=point), calls)
 
-        def measure():
-            serve = loaded.signatures["serve"]
-            start = time.perf_counter()
-            for _ in range(calls):
-                serve(inputs=point)
-            return (time.perf_counter() - start) / calls
-
-        return measure
-
-    layers = {"none": None, "VanillaDropout": kdrop.VanillaDropout}
-    layers[DROPOUT] = kdrop.InvertedDropout
-    return {name: variant(layer) for name, layer in layers.items()}
+    layers = None, kdrop.InvertedDropout, kdrop.VanillaDropout
+    return {getattr(layer, "__name__", "none"): variant(layer) for layer in layers}
 
 
-def _serving() -> Variants:
-    """Requests over the loopback to a server in a process of its own."""
-    import atexit
-    import threading
-
-    import httpx
-    import tensorflow as tf
-
-    from kdrop.serving.saved_model import export
-
-    folder = tempfile.TemporaryDirectory()
-    path = export(
-        kdrop.models.spiral_mlp(), Path(folder.name) / "spiral", labels=("a", "b", "c")
-    )
-    serve = tf.saved_model.load(str(path)).signatures["serve"]
-    command = [sys.executable, "-m", "kdrop.serving", str(path.parent), "--port", "0"]
+def start_server(model: Path) -> str:
+    """Serve a model until this process ends, and return the address."""
+    command = [sys.executable, "-m", "kdrop.serving", str(model), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     atexit.register(server.terminate)
     assert server.stderr is not None
     address = next(line.split()[-1] for line in server.stderr if " at http" in line)
-    threading.Thread(target=server.stderr.read, daemon=True).start()  # it never blocks
-    transport = httpx.HTTPTransport(retries=9)
+    # Read on, or a full pipe would stop the server.
+    threading.Thread(target=server.stderr.read, daemon=True).start()
+    return address
+
+
+def requests(calls=1000) -> Variants:
+    """Ask a server in a process of its own, over one connection and over four."""
+    folder = Path(tempfile.mkdtemp()) / "spiral"
+    export(spiral_mlp(), folder)
+    transport = httpx.HTTPTransport(retries=9)  # until the server listens
+    address = start_server(folder)
     client = httpx.Client(base_url=address, transport=transport, timeout=60)
-    request = {"signature_name": "serve", "instances": [[0.1, 0.2]]}
+    atexit.register(client.close)
 
-    def alone():
-        serve(inputs=tf.constant(request["instances"]))["probabilities"].numpy()
-
-    def ask():
-        client.post("/v1/models/spiral:predict", json=request).raise_for_status()
-
-    def timed(work, connections=1, calls=1000):
-        """Seconds for each request: of all together, and of one by itself."""
-        waited = []
-
-        def several():
-            for _ in range(calls // connections):
-                start = time.perf_counter()
-                work()
-                waited.append(time.perf_counter() - start)
-
-        running = [threading.Thread(target=several) for _ in range(connections)]
+    def ask(_):
         start = time.perf_counter()
-        for thread in running:
-            thread.start()
-        for thread in running:
-            thread.join()
-        return (time.perf_counter() - start) / calls, waited
+        client.post("/v1/models/spiral:predict", json=REQUEST).raise_for_status()
+        return time.perf_counter() - start
 
-    def measures(name, connections):
-        def quantile(share):
-            return float(np.quantile(timed(ask, connections)[1], share))
+    def ask_all(connections):
+        with ThreadPoolExecutor(connections) as pool:
+            return list(pool.map(ask, range(calls)))
 
-        return {
-            name: lambda: timed(ask, connections)[0],
-            f"{name}, p50 of a request": lambda: quantile(0.5),
-            f"{name}, p99 of a request": lambda: quantile(0.99),
+    variants = {"600 a second": lambda: 1 / 600}
+    for n in 1, 4:
+        variants |= {
+            f"{n} connections": lambda n=n: timed(lambda: ask_all(n))() / calls,
+            f"{n} connections, p50": lambda n=n: float(np.quantile(ask_all(n), 0.5)),
+            f"{n} connections, p99": lambda n=n: float(np.quantile(ask_all(n), 0.99)),
         }
-
-    return {
-        "600 requests a second": lambda: 1 / 600,
-        "the SavedModel in its process": lambda: timed(alone)[0],
-        **measures("kdrop.serving, 1 connection", 1),
-        **measures(POOL, 4),
-    }
+    return variants
 
 
-CLAIMS = {
-    "vote classifier": Claim(
-        "50 passes of alexnet32 with dropout in its classifier, 256 images",
-        "50 calls",
-        functools.partial(_vote, "alexnet32", "50 calls", rate=LATE),
-        {"kdrop.sample": 1 / 15},
-        rounds=1,
+INFERENCE = {
+    "vote-classifier": Comparison(
+        f"{SAMPLES} samples of alexnet32, dropout in its classifier, 256 images",
+        SUFFIXES, functools.partial(votes, alexnet32, rate=(0, 0, 0, 0.5)),
+        {"kdrop.sample": 1.25}, rounds=3,
     ),
-    "vote suffixes": Claim(
-        "the same",
-        SUFFIXES,
-        functools.partial(_vote, "alexnet32", SUFFIXES, rate=LATE),
-        {"kdrop.sample": 1.25},
+    "vote-everywhere": Comparison(
+        f"{SAMPLES} samples of alexnet32, dropout at all its places, 256 images",
+        SUFFIXES, functools.partial(votes, alexnet32),
+        {"kdrop.sample": 1.25}, rounds=1,
     ),
-    "vote everywhere": Claim(
-        "50 passes of alexnet32 with dropout at all its places, 256 images",
-        SUFFIXES,
-        functools.partial(_vote, "alexnet32", SUFFIXES, "50 calls"),
-        {"kdrop.sample": 1.25},
-        rounds=1,
+    "export": Comparison(
+        "a point through the exported serve of spiral_mlp", "none", exported,
+        {INVERTED: 1.02, "VanillaDropout": 1.02}, rounds=21,
     ),
-    "vote mlp": Claim(
-        "50 passes of mnist_mlp, 256 images",
-        "50 calls in one graph",
-        functools.partial(_vote, "mnist_mlp", "50 calls in one graph"),
-        {"kdrop.sample": 1.0},
-    ),
-    "export": Claim(
-        "a point through the exported serve of spiral_mlp",
-        "none",
-        _exported,
-        {DROPOUT: 1.02, "VanillaDropout": 1.02},
-        rounds=21,
-    ),
-    "serving": Claim(
-        "an answer of the spiral's model, one point",
-        "600 requests a second",
-        _serving,
-        {POOL: 1.0},
-    ),
-}
+}  # fmt: skip
+SERVING = {
+    "requests": Comparison(
+        "a request for one point to kdrop.serving", "600 a second", requests,
+        {"4 connections": 1.0},
+    )
+}  # fmt: skip
+SUBJECTS = {"inference": INFERENCE, "serving": SERVING}

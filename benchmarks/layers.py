@@ -1,4 +1,8 @@
-"""What a layer costs: passes through it, memory, imports."""
+"""The cost of each layer, forward and backward, against copying the two tensors.
+
+A layer reads its inputs and writes its outputs, and does the same with the gradient.
+`copy` does no more than that.
+"""
 
 import functools
 import resource
@@ -10,309 +14,205 @@ from multiprocessing import get_context
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import kdrop
-from benchmarks.claim import DROPOUT, PAIR, RIVAL, Claim, Variants
-from kdrop.masks import bits
+from benchmarks.harness import Comparison, Variants, timed
 
-SQUARE = (4096, 4096)
-KERAS = (RIVAL, "keras GaussianDropout", "keras AlphaDropout")
-OURS = (
-    DROPOUT, "VanillaDropout", "GaussianDropout", "UniformDropout", "AlphaDropout",
-)  # fmt: skip
-MAPS = (
-    *OURS, "ExactDropout", "SpatialDropout2D", "DropBlock2D 3",
-    "DropBlock2D 7", "DropPath", "StochasticDepth",
-)  # fmt: skip
-FAMILY_LIMITS = {
-    **dict.fromkeys(OURS, 2.0), "GaussianDropout": 7.5,
-    "ExactDropout": 6.0, "SpatialDropout2D": 3.0, "DropBlock2D 3": 3.0,
-    "DropBlock2D 7": 3.0, "DropPath": 1.2, "StochasticDepth": 1.2,
+KERAS, INVERTED, GAUSSIAN = "keras Dropout", "InvertedDropout", "GaussianDropout"
+PAIR, SQUARE = (KERAS, INVERTED), (4096, 4096)
+KERAS_UNITS = (KERAS, "keras GaussianDropout", "keras AlphaDropout")
+UNITS = (INVERTED, "VanillaDropout", "UniformDropout", "AlphaDropout")
+MAPS = ("SpatialDropout2D", "DropBlock2D 3", "DropBlock2D 7")
+PATHS = ("DropPath", "StochasticDepth")
+LIMITS = {
+    **dict.fromkeys(UNITS, 2.0), GAUSSIAN: 7.5, "ExactDropout": 6.0,
+    **dict.fromkeys(MAPS, 3.0), **dict.fromkeys(PATHS, 1.2),
 }  # fmt: skip
 
 
-def drop_layer(name, rate=0.5, **arguments):
-    kind, *block = name.removeprefix("keras ").split()
-    if block:
-        arguments["block_size"] = int(*block)
+def drop_layer(name: str, rate: float = 0.5, **arguments) -> keras.Layer:
+    """Make a variant's layer: `keras Dropout`, `DropBlock2D 7`, `TokenDropout .1`."""
+    kind, *number = name.removeprefix("keras ").split()
+    if kind == "TokenDropout":
+        rate = float(number[0])
+    elif number:
+        arguments["block_size"] = int(number[0])
     package = keras.layers if name.startswith("keras ") else kdrop
     return getattr(package, kind)(rate, **arguments)
 
 
-def both_ways(layer):
-    """A step: forward and backward through the layer."""
-    import tensorflow as tf
+def both_ways(layer, weights=()):
+    """Make a step that runs a layer forward and backward."""
 
     def step(inputs, upstream):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = layer(inputs, training=True)
-        return outputs, tape.gradient(outputs, inputs, upstream)
+        return outputs, tape.gradient(outputs, [inputs, *weights], upstream)
 
     return step
 
 
-def _copy(inputs, upstream):
-    return inputs * 2, upstream * 2
+@functools.cache  # the variants share their tensors
+def normal(shape, seed=0, dtype="float32"):
+    return tf.cast(tf.random.stateless_normal(shape, (0, seed)), dtype)
 
 
-def _passes(
-    shape, names, kind="graph", dtype="float32", calls=2, per_element=False
-) -> Variants:
-    """Both ways through one layer, eagerly or in a graph or wholly compiled by XLA."""
-    import tensorflow as tf
-
-    inputs, upstream = (
-        tf.cast(tf.random.stateless_normal(shape, (0, n)), dtype) for n in range(2)
-    )
-    units = inputs.shape.num_elements() if per_element else 1
+def steps(shape, names, mode="graph", dtype="float32", calls=2) -> Variants:
+    """Run each layer both ways, with `mode` "eager", "graph" or "xla"."""
 
     def variant(name):
-        step = _copy if name == "copy" else both_ways(drop_layer(name, dtype=dtype))
-        if kind != "eager":
-            xla = kind == "xla" or None
+        inputs = outputs = normal(shape, 0, dtype)
+        if name == "copy":
+            step = lambda x, gradient: (x * 2, gradient * 2)  # noqa: E731
+        else:
+            layer = drop_layer(name, dtype=dtype)
+            step, outputs = both_ways(layer), layer(inputs, training=True)
+        if mode != "eager":
+            xla = True if mode == "xla" else None
             step = tf.function(step, jit_compile=xla, autograph=False)
-
-        def measure():
-            start = time.perf_counter()
-            for _ in range(calls):
-                step(inputs, upstream)
-            return (time.perf_counter() - start) / calls / units
-
-        return measure
+        upstream = normal(tuple(outputs.shape), 1, dtype)
+        return timed(lambda: step(inputs, upstream), calls)
 
     return {name: variant(name) for name in names}
 
 
-def _fresh(function, *arguments):
-    """The function's value in a process of its own."""
+def against(baseline, shape, *names, limits=LIMITS, rounds=5, **options) -> Comparison:
+    """Compare layers with a baseline; the options are those of `steps`."""
+    mode, dtype = options.get("mode", "graph"), options.get("dtype", "float32")
+    variants = functools.partial(steps, shape, (baseline, *names), **options)
+    work = f"{shape} {dtype}, forward and backward, {mode}"
+    return Comparison(work, baseline, variants, limits, rounds)
+
+
+def connections(batch=128, units=1024) -> Variants:
+    inputs, upstream = normal((batch, units)), normal((batch, units), 1)
+
+    def variant(layer):
+        layer.build(inputs.shape)
+        weights = [weight.value for weight in layer.trainable_variables]
+        step = tf.function(both_ways(layer, weights), autograph=False)
+        return timed(lambda: step(inputs, upstream), 2)
+
+    one_mask = kdrop.DropConnectDense(units, 0.5, per_example=False)
+    return {
+        "keras Dense": variant(keras.layers.Dense(units)),
+        "DropConnectDense, one mask": variant(one_mask),
+        "DropConnectDense": variant(kdrop.DropConnectDense(units, 0.5)),
+    }
+
+
+def in_fresh_process(function, *arguments) -> float:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _lengths(name, kind):
-    """Seconds a batch over 200 batches of 200 lengths, compilation included."""
-    import tensorflow as tf
-
-    shapes = [(16, n, 64) for n in np.random.default_rng(0).permutation(200) + 20]
-    sequences = [tf.random.stateless_normal(shape, (0, 0)) for shape in shapes]
+def seconds_per_length(name: str, mode: str, count: int = 200) -> float:
+    """Run a layer on batches that all differ in length: seconds a batch."""
+    lengths = np.random.default_rng(0).permutation(count) + 20
     step = both_ways(drop_layer(name))
-    if kind == "graph":
-        shape = tf.TensorSpec((16, None, 64))
-        step = tf.function(step, input_signature=[shape, shape], autograph=False)
+    if mode == "graph":
+        spec = tf.TensorSpec((16, None, 64))
+        step = tf.function(step, input_signature=[spec, spec], autograph=False)
+    batches = [normal((16, n, 64)) for n in lengths]
     start = time.perf_counter()
-    for sequence in sequences:
-        step(sequence, sequence)
-    return (time.perf_counter() - start) / len(sequences)
+    for batch in batches:
+        step(batch, batch)
+    return (time.perf_counter() - start) / count
 
 
-def _all_lengths(kind) -> Variants:
-    return {name: functools.partial(_fresh, _lengths, name, kind) for name in PAIR}
-
-
-def _peak(name, depth=24):
-    """Bytes that a deep stack needs at most beside its inputs, both ways."""
-    import tensorflow as tf
-
-    drops = [] if name == "none" else [drop_layer(name) for _ in range(depth)]
+def peak_bytes(name: str, shape=SQUARE, depth: int = 24) -> int:
+    """Peak memory of a deep stack, forward and backward, beside its inputs."""
+    drops = [None if name == "none" else drop_layer(name) for _ in range(depth)]
 
     def stack(x, training):
-        for n in range(depth):
-            # A ReLU's gradient needs its outputs, and nothing of what came before.
-            x = tf.nn.relu(drops[n](x, training=training) if drops else x)
+        for drop in drops:
+            # The gradient of a ReLU needs its outputs alone.
+            x = tf.nn.relu(drop(x, training=training) if drop else x)
         return x
 
     step = tf.function(both_ways(stack), autograph=False)
-    small, large = tf.ones((1, 4096)), tf.ones(SQUARE)
-    step(small, small)  # what tracing and compiling take is not the stack's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(large, large)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    peaks = []
+    for inputs in tf.ones((1, shape[1])), tf.ones(shape):  # the first one compiles
+        step(inputs, inputs)
+        peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peaks[1] - peaks[0]
 
 
-def _memory() -> Variants:
-    bare = _fresh(_peak, "none")
-    return {name: lambda name=name: _fresh(_peak, name) - bare for name in PAIR}
+def lengths(mode) -> Variants:
+    measure = functools.partial(in_fresh_process, seconds_per_length)
+    return {name: functools.partial(measure, name, mode) for name in PAIR}
 
 
-def _imports() -> Variants:
-    def timed(code):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        return time.perf_counter() - start
+def memory() -> Variants:
+    peak = functools.partial(in_fresh_process, peak_bytes)
+    relus = peak("none")
+    return {name: lambda name=name: peak(name) - relus for name in PAIR}
 
+
+def imports() -> Variants:
     codes = "import keras", "import keras, kdrop"
-    return {code: functools.partial(timed, code) for code in codes}
+    run = functools.partial(subprocess.run, check=True, capture_output=True)
+    return {c: timed(lambda c=c: run([sys.executable, "-c", c])) for c in codes}
 
 
-def _products(per_example) -> Variants:
-    """(128, 1024) x 1024: forward with a mask for each example, else both ways."""
-    import tensorflow as tf
-
-    inputs = tf.random.stateless_normal((128, 1024), (0, 0))
-    plain, thinned = (
-        keras.layers.Dense(1024),
-        kdrop.DropConnectDense(1024, 0.5, per_example=per_example),
-    )
-    rows = tf.cast(tf.stack([tf.range(128), tf.zeros(128, "int32")], axis=1), "uint32")
-    key = tf.zeros((), "uint32"), tf.ones((), "uint32")
-
-    def with_weights(layer):
-        layer(inputs)
-
-        def step(inputs, upstream):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                outputs = layer(inputs, training=True)
-            sources = [inputs, *layer.trainable_variables]
-            return outputs, tape.gradient(
-                outputs, [getattr(s, "value", s) for s in sources], upstream
-            )
-
-        return tf.function(step, autograph=False)
-
-    def timed(step, *arguments):
-        def measure(calls=10):
-            start = time.perf_counter()
-            for _ in range(calls):
-                step(*arguments)
-            return (time.perf_counter() - start) / calls
-
-        return measure
-
-    if not per_example:
-        return {
-            "keras Dense": timed(with_weights(plain), inputs, inputs),
-            "DropConnectDense": timed(with_weights(thinned), inputs, inputs),
-        }
-    draw = tf.function(
-        lambda rows: bits.words(key, rows, 2**20) < 2**31, jit_compile=True
-    )
-    forward = tf.function(lambda x: thinned(x, training=True), autograph=False)
-    return {
-        "drawing the words": timed(draw, rows),
-        "DropConnectDense": timed(forward, inputs),
-    }
-
-
-def _sizes():
-    for power in 12, 16, 20, 24, 28:
-        shape, calls = (2**power // 4096, 4096), max(1, min(256, 2 ** (24 - power)))
-        yield (
-            f"sizes 2^{power}",
-            Claim(
-                f"an element of 2^{power}, both ways through a layer in a graph",
-                "copy",
-                functools.partial(
-                    _passes, shape, ("copy", *PAIR), calls=calls, per_element=True
-                ),
-                {DROPOUT: 1.25} if power >= 24 else {},
-                unit="ns",
-            ),
-        )
-
-
-CLAIMS = {
-    "units": Claim(
-        "4096 x 4096 float32, both ways through a layer in a graph",
-        "copy",
-        functools.partial(
-            _passes,
-            SQUARE,
-            ("copy", *KERAS, *OURS),
-        ),
-        {DROPOUT: 1.25, "VanillaDropout": 1.25, "GaussianDropout": 7.5},
+LAYERS = {
+    "maps": against(
+        "copy", (64, 32, 32, 64), *KERAS_UNITS, "keras SpatialDropout2D", *UNITS,
+        GAUSSIAN, "ExactDropout", *MAPS, *PATHS,
     ),
-    "xla": Claim(
-        "4096 x 4096 float32, both ways in a function compiled by XLA",
-        "copy",
-        functools.partial(_passes, SQUARE, ("copy", *OURS), "xla"),
-        {DROPOUT: 1.6},
+    "rows": against(
+        "copy", (256, 4096), *KERAS_UNITS, *UNITS, GAUSSIAN, "ExactDropout", *PATHS,
+        calls=8,
     ),
-    # Keras's takes some 10 s at 4096 x 4096.
-    "xla small": Claim(
-        "128 x 4096 float32, both ways in a function compiled by XLA",
-        "copy",
-        functools.partial(_passes, (128, 4096), ("copy", *PAIR), "xla", calls=4),
+    "square": against(
+        "copy", SQUARE, *KERAS_UNITS, *UNITS, GAUSSIAN,
+        limits={INVERTED: 1.25, "VanillaDropout": 1.25, GAUSSIAN: 7.5},
     ),
+    "tokens": against("copy", (64, 197, 384), "TokenDropout .5", "TokenDropout .1"),
+    "connections": Comparison(
+        "(128, 1024) x 1024 float32, forward and backward, graph", "keras Dense",
+        connections, {"DropConnectDense, one mask": 1.5},
+    ),
+}  # fmt: skip
+DROPOUT = {
     **{
-        f"halves {dtype}": Claim(
-            f"4096 x 4096 {dtype}, both ways through a layer in a graph",
-            "copy",
-            functools.partial(_passes, SQUARE, ("copy", *PAIR), dtype=dtype),
-            {DROPOUT: 2.6},
-        )
-        for dtype in ("bfloat16", "float16")
+        half: against("copy", SQUARE, *PAIR, dtype=half, limits={INVERTED: 2.6})
+        for half in ("bfloat16", "float16")
     },
-    "family maps": Claim(
-        "(64, 32, 32, 64) float32, both ways through a layer in a graph",
-        "copy",
-        functools.partial(
-            _passes,
-            (64, 32, 32, 64),
-            ("copy", *KERAS, "keras SpatialDropout2D", *MAPS),
-        ),
-        FAMILY_LIMITS,
-    ),
-    "family rows": Claim(
-        "(256, 4096) float32, both ways through a layer in a graph",
-        "copy",
-        functools.partial(
-            _passes,
-            (256, 4096),
-            ("copy", *KERAS, *OURS, "ExactDropout", "DropPath", "StochasticDepth"),
-            calls=8,
-        ),
-        FAMILY_LIMITS,
-    ),
-    "connections example": Claim(
-        "(128, 1024) x 1024, a mask for each example, forward",
-        "drawing the words",
-        functools.partial(_products, True),
-        {"DropConnectDense": 1.3},
-    ),
-    "connections batch": Claim(
-        "(128, 1024) x 1024, one mask for the batch, both ways",
-        "keras Dense",
-        functools.partial(_products, False),
-        {"DropConnectDense": 1.5},
-    ),
-    **dict(_sizes()),
+    "xla": against("copy", SQUARE, *UNITS, mode="xla", limits={INVERTED: 1.6}),
+    # Keras's layer takes some 10 s at 4096 x 4096.
+    "xla-small": against("copy", (128, 4096), *PAIR, mode="xla", calls=4, limits={}),
     **{
-        f"small {kind}": Claim(
-            f"32 x 256 float32, both ways through a layer, {kind}",
-            RIVAL,
-            functools.partial(_passes, (32, 256), PAIR, kind, calls=200),
-            {DROPOUT: accepted},
-            rounds=9,
+        f"size-2^{power}": against(
+            "copy", (2**power // 4096, 4096), *PAIR, calls=calls,
+            limits={INVERTED: 1.25} if power >= 24 else {},
         )
-        for kind, accepted in (("graph", 1.1), ("eager", 1.0))
+        for power, calls in {12: 256, 16: 256, 20: 16, 24: 1, 28: 1}.items()
     },
     **{
-        f"lengths {kind}": Claim(
-            f"a batch of 200 of different lengths, from the first, {kind}",
-            RIVAL,
-            functools.partial(_all_lengths, kind),
-            {DROPOUT: 1.0},
-            rounds=1,
-            warm_up=0,
+        f"small-{mode}": against(
+            KERAS, (32, 256), INVERTED, mode=mode, calls=200,
+            limits={INVERTED: limit}, rounds=9,
         )
-        for kind in ("graph", "eager")
+        for mode, limit in {"graph": 1.1, "eager": 1.0}.items()
     },
-    "memory": Claim(
-        "peak of 24 layers and ReLUs on 4096 x 4096, beyond that of the ReLUs alone",
-        RIVAL,
-        _memory,
-        {DROPOUT: 0.25},
-        rounds=1,
-        warm_up=0,
-        unit="MiB",
+    **{
+        f"lengths-{mode}": Comparison(
+            f"a batch, over 200 batches of 200 lengths, tracing included, {mode}",
+            KERAS, functools.partial(lengths, mode), {INVERTED: 1.0},
+            rounds=1, warm_up=0,
+        )
+        for mode in ("graph", "eager")
+    },
+    "memory": Comparison(
+        "peak of 24 layers and ReLUs on 4096 x 4096, less that of the ReLUs",
+        KERAS, memory, {INVERTED: 0.25}, rounds=1, warm_up=0, unit="MiB",
     ),
-    "import": Claim(
-        "a fresh Python that imports",
-        "import keras",
-        _imports,
-        {"import keras, kdrop": 1.03},
-        rounds=3,
+    "import": Comparison(
+        "a fresh Python that imports", "import keras", imports,
+        {"import keras, kdrop": 1.03}, rounds=3,
     ),
-}
+}  # fmt: skip
+SUBJECTS = {"layers": LAYERS, "dropout": DROPOUT}

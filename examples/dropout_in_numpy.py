@@ -1,9 +1,10 @@
-"""Dropout in NumPy, forward and backward: a lesson, and the oracle of the tests.
+"""Dropout in NumPy, forward and backward: to read, and to test the layers against.
 
-The algorithms of the five documents that this project grew from, in their order, each
-completed where the document stops and put right where it errs. Throughout, rows are
-examples, kernels are (inputs, units), a mask is True where a unit stays, and whatever
-is random comes from the `numpy.random.Generator` that the caller hands in.
+These are the algorithms of the five documents that this project grew from, in their
+order. Each is completed where the document stops, and corrected where it errs.
+
+Rows are examples, kernels are (inputs, units), and a mask is True where a unit is kept.
+All randomness comes from the generator that the caller passes.
 """
 
 import math
@@ -15,33 +16,32 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 Targets = NDArray[np.integer]
+Rng = np.random.Generator
 
 
-# What dropping does to a tensor. For a given mask it is linear, and no unit touches
-# another, so the gradient goes back through the very same operation.
+# With a fixed mask dropping is linear in each unit: its gradient is the same operation.
 
 
-def draw_mask(shape: tuple[int, ...], rate: float, rng: np.random.Generator) -> Mask:
-    """Decide for each unit by itself: it stays with probability `1 - rate`."""
+def draw_mask(shape: tuple[int, ...], rate: float | Array, rng: Rng) -> Mask:
+    """Keep each unit with probability `1 - rate`, independently."""
     return rng.random(shape) >= rate
 
 
 def inverted(x: Array, mask: Mask, rate: float) -> Array:
-    """Divide what stays by its probability, so that nothing is left to do at rest.
+    """Divide the kept units by their probability, so that inference needs no scaling.
 
-    What is dropped is selected away, not multiplied by 0: a dropped NaN is 0.
-    `mask` broadcasts against `x`.
+    `np.where` selects instead of multiplying by 0: a dropped NaN is 0.
     """
     return np.where(mask, x / (1 - rate), 0)
 
 
 def vanilla(x: Array, mask: Mask) -> Array:
-    """Drop, and leave the scaling to `vanilla_rest`."""
+    """Drop without scaling; `vanilla_inference` scales."""
     return np.where(mask, x, 0)
 
 
-def vanilla_rest(x: Array, rate: float) -> Array:
-    """What vanilla dropout does at rest: its expectation in training."""
+def vanilla_inference(x: Array, rate: float) -> Array:
+    """Scale to the mean of vanilla dropout in training."""
     return x * (1 - rate)
 
 
@@ -49,36 +49,29 @@ inverted_backward = inverted
 vanilla_backward = vanilla
 
 
-# Document 000: dropout in one function.
+# Document 000: dropout as one function.
 
 
-def check_level(level: float) -> None:
-    if not 0 <= level < 1:  # written so that NaN fails too
-        raise ValueError(f"The dropout level must be in [0, 1), not {level!r}.")
+def check_rate(rate: float) -> None:
+    if not 0 <= rate < 1:  # in this form NaN fails too
+        raise ValueError(f"The dropout rate must be in [0, 1), not {rate!r}.")
 
 
-def dropout(x: Array, level: float, rng: np.random.Generator) -> Array:
-    """Drop the fraction `level` of `x` and scale the rest to keep the expectation.
-
-    The document overwrites its argument; this leaves it as it was.
-
-    Raises:
-        ValueError: `level` is not in [0, 1).
-    """
-    check_level(level)
+def dropout(x: Array, level: float, rng: Rng) -> Array:
+    """Drop the fraction `level` of a copy of `x`; the document overwrites `x`."""
+    check_rate(level)
     return inverted(x, draw_mask(x.shape, level, rng), level)
 
 
-# Document 001: dropout as a layer, in a program that learns a spiral.
+# Document 001: dropout as a layer, and the parts of a program that learns a spiral.
 
 
 class Dropout:
-    """The layer: `forward` draws a mask and keeps it for `backward`."""
+    """A layer that saves the mask of `forward` for `backward`."""
 
-    def __init__(self, rate: float, rng: np.random.Generator) -> None:
-        check_level(rate)
-        self.rate = rate
-        self.rng = rng
+    def __init__(self, rate: float, rng: Rng) -> None:
+        check_rate(rate)
+        self.rate, self.rng = rate, rng
 
     def forward(self, x: Array) -> Array:
         self.mask = draw_mask(x.shape, self.rate, self.rng)
@@ -89,25 +82,19 @@ class Dropout:
 
 
 class Dense:
-    """`x @ kernel + bias`, with `l2` times the squares of both as a penalty.
+    """`x @ kernel + bias`, with `l2` times the squares of both as a penalty."""
 
-    `backward` returns the gradient of the inputs, and keeps those of the parameters,
-    penalty included.
-    """
-
-    def __init__(
-        self, inputs: int, units: int, rng: np.random.Generator, l2: float = 0.0
-    ) -> None:
+    def __init__(self, inputs: int, units: int, rng: Rng, l2: float = 0.0) -> None:
         self.kernel = 0.01 * rng.standard_normal((inputs, units))
         self.bias = np.zeros(units)
-        self.parameters = [self.kernel, self.bias]
-        self.l2 = l2
+        self.parameters, self.l2 = [self.kernel, self.bias], l2
 
     def forward(self, x: Array) -> Array:
         self.x = x
         return x @ self.kernel + self.bias
 
     def backward(self, dy: Array) -> Array:
+        """Return the gradient of the inputs, and save those of the parameters."""
         d_kernel = self.x.T @ dy + 2 * self.l2 * self.kernel
         d_bias = dy.sum(axis=0) + 2 * self.l2 * self.bias
         self.gradients = [d_kernel, d_bias]
@@ -118,12 +105,7 @@ class Dense:
 
 
 def softmax_cross_entropy(scores: Array, targets: Targets) -> tuple[float, Array]:
-    """Mean loss over the examples, and its gradient with respect to `scores`.
-
-    Args:
-        scores: (batch, classes).
-        targets: (batch,), the number of each example's class.
-    """
+    """Mean loss, and its gradient with respect to `scores` (batch, classes)."""
     rows = np.arange(len(targets))
     shifted = scores - scores.max(axis=1, keepdims=True)  # or exp would overflow
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -133,169 +115,114 @@ def softmax_cross_entropy(scores: Array, targets: Targets) -> tuple[float, Array
 
 
 class Adam:
-    """Adam with the learning rate `learning_rate / (1 + decay * steps made so far)`.
-
-    Updates `parameters` in place. Reference: Kingma and Ba, 2014, algorithm 1
-    """
+    """Algorithm 1 of Kingma and Ba, 2014, with `rate / (1 + decay * steps made)`."""
 
     beta_1, beta_2, epsilon = 0.9, 0.999, 1e-7
 
-    def __init__(
-        self, parameters: Sequence[Array], learning_rate: float, decay: float = 0.0
-    ) -> None:
-        self.parameters = parameters
-        self.learning_rate, self.decay = learning_rate, decay
+    def __init__(self, parameters: list[Array], rate: float, decay: float) -> None:
+        self.parameters, self.steps = parameters, 0
+        self.learning_rate, self.decay = rate, decay
         self.moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
-        self.steps = 0
 
     def update(self, gradients: Sequence[Array]) -> None:
-        rate = self.learning_rate / (1 + self.decay * self.steps)
+        learning_rate = self.learning_rate / (1 + self.decay * self.steps)
         self.steps += 1
-        # The moments started at 0; this is how much of their weight is real by now.
-        seen_1, seen_2 = 1 - self.beta_1**self.steps, 1 - self.beta_2**self.steps
+        # The moments start at 0. These factors correct the bias of that start.
+        bias_1, bias_2 = 1 - self.beta_1**self.steps, 1 - self.beta_2**self.steps
         updates = zip(self.parameters, gradients, self.moments, strict=True)
         for parameter, gradient, (mean, square) in updates:
             mean += (1 - self.beta_1) * (gradient - mean)
             square += (1 - self.beta_2) * (gradient**2 - square)
-            root = np.sqrt(square / seen_2) + self.epsilon
-            parameter -= rate * (mean / seen_1) / root
+            root = np.sqrt(square / bias_2) + self.epsilon
+            parameter -= learning_rate * (mean / bias_1) / root
 
 
-class SpiralProgram:
-    """Document 001's whole program: 2-512-3 with dropout, all points in each step.
+# Document 002: the two ways to scale. Document 004: all hidden outputs side by side.
 
-    There the second dense layer reads the activation, so that dropout touches the
-    gradient alone; here it reads the dropout's output.
 
-    Args:
-        rng: Draws the first weights and every mask.
-        l2: Penalty on the first layer's kernel and bias.
-        decay: Of the learning rate, as in `Adam`.
+class Network:
+    """ReLU layers with dropout on their outputs, then a linear layer that gives scores.
+
+    Document 002 leaves out the backward pass and the update. `scaled` chooses inverted
+    or vanilla dropout. With `concatenated` the last layer reads all hidden outputs.
     """
 
     def __init__(
-        self,
-        rng: np.random.Generator,
-        hidden: int = 512,
-        rate: float = 0.1,
-        l2: float = 5e-4,
-        learning_rate: float = 0.05,
-        decay: float = 5e-5,
+        self, layers: Sequence[Dense], rate: float, scaled=True, concatenated=False
     ) -> None:
-        self.first = Dense(2, hidden, rng, l2)
-        self.dropout = Dropout(rate, rng)
-        self.second = Dense(hidden, 3, rng)
-        parameters = self.first.parameters + self.second.parameters
-        self.optimizer = Adam(parameters, learning_rate, decay)
+        check_rate(rate)
+        *self.hidden, self.last = self.layers = layers
+        self.rate, self.scaled, self.concatenated = rate, scaled, concatenated
 
-    def forward(self, x: Array) -> Array:
-        """Scores (points, 3) in training, by a newly drawn mask."""
-        self.hidden = np.maximum(0, self.first.forward(x))
-        return self.second.forward(self.dropout.forward(self.hidden))
-
-    def backward(self, d_scores: Array) -> list[Array]:
-        """Gradients of both layers' parameters, in the order of the optimizer."""
-        d_hidden = self.dropout.backward(self.second.backward(d_scores))
-        self.first.backward(d_hidden * (self.hidden > 0))
-        return self.first.gradients + self.second.gradients
-
-    def step(self, x: Array, y: Targets) -> tuple[float, float, float]:
-        """Train once on all of `x` (points, 2) and `y` (points,).
-
-        Returns:
-            Data loss, regularisation loss and accuracy, from before the update.
-        """
-        scores = self.forward(x)
-        data_loss, d_scores = softmax_cross_entropy(scores, y)
-        regularisation_loss = self.first.penalty() + self.second.penalty()
-        accuracy = float(np.mean(scores.argmax(axis=1) == y))
-        self.optimizer.update(self.backward(d_scores))
-        return data_loss, regularisation_loss, accuracy
-
-    def predict(self, x: Array) -> Array:
-        """Scores (points, 3) at rest, where nothing is dropped."""
-        return self.second.forward(np.maximum(0, self.first.forward(x)))
-
-
-# Document 002: the two ways to keep training and rest alike.
-
-
-class VanillaNetwork:
-    """ReLU layers that drop their outputs, then a linear layer that gives scores.
-
-    The document leaves out the backward pass and the update: here they are, for
-    softmax cross-entropy and plain gradient descent.
-
-    Args:
-        layers: The hidden layers, two in the document, and the last one, which drops
-            nothing.
-        keep_prob: Probability in (0, 1] with which a hidden unit stays.
-    """
-
-    def __init__(self, layers: Sequence[Dense], keep_prob: float) -> None:
-        if not 0 < keep_prob <= 1:
-            raise ValueError(f"keep_prob must be in (0, 1], not {keep_prob!r}.")
-        *self.hidden, self.last = layers
-        self.rate = 1 - keep_prob
+    def draw_masks(self, examples: int, rng: Rng) -> list[Mask]:
+        """A mask (examples, units) for each hidden layer."""
+        shapes = [(examples, len(layer.bias)) for layer in self.hidden]
+        return [draw_mask(shape, self.rate, rng) for shape in shapes]
 
     def drop(self, h: Array, mask: Mask) -> Array:
-        return vanilla(h, mask)
-
-    def infer(self, h: Array) -> Array:
-        return vanilla_rest(h, self.rate)
-
-    def read(self) -> Array:
-        """What the last layer reads of the hidden layers' outputs."""
-        return self.outputs[-1]
-
-    def read_backward(self, dy: Array) -> list[Array]:
-        return [*(np.zeros_like(h) for h in self.outputs[:-1]), dy]
+        return inverted(h, mask, self.rate) if self.scaled else vanilla(h, mask)
 
     def predict(self, x: Array, masks: Sequence[Mask] | None = None) -> Array:
-        """Scores at rest, or those of the sub-network that `masks` leave."""
+        """Scores at inference, or those of the sub-network that `masks` keep."""
         self.outputs: list[Array] = []
         for i, layer in enumerate(self.hidden):
-            h = np.maximum(0, layer.forward(x))
-            x = self.infer(h) if masks is None else self.drop(h, masks[i])
+            x = np.maximum(0, layer.forward(x))
+            if masks is not None:
+                x = self.drop(x, masks[i])
+            elif not self.scaled:
+                x = vanilla_inference(x, self.rate)
             self.outputs.append(x)
-        return self.last.forward(self.read())
+        joined = np.concatenate(self.outputs, axis=1) if self.concatenated else x
+        self.scores = self.last.forward(joined)
+        return self.scores
 
-    def backward(self, x: Array, targets: Targets, masks: Sequence[Mask]) -> float:
-        """Return the loss of one sub-network; its gradients stay with the layers."""
-        loss, d_scores = softmax_cross_entropy(self.predict(x, masks), targets)
-        dh = self.read_backward(self.last.backward(d_scores))
-        for i in reversed(range(len(dh))):
-            # An output that stayed is 0 only where the ReLU was.
-            dz = self.drop(dh[i], masks[i]) * (self.outputs[i] > 0)
+    def backward(self, x: Array, y: Targets, masks: Sequence[Mask]) -> float:
+        """Loss of one sub-network; each layer saves its gradients."""
+        loss, d_scores = softmax_cross_entropy(self.predict(x, masks), y)
+        d_last = self.last.backward(d_scores)
+        d_hidden = [np.zeros_like(h) for h in self.outputs[:-1]] + [d_last]
+        if self.concatenated:
+            ends = np.cumsum([h.shape[1] for h in self.outputs])
+            d_hidden = np.split(d_last, ends[:-1], axis=1)
+        dx = np.zeros(())  # of the layer above
+        for i in reversed(range(len(self.hidden))):
+            # A kept output is 0 only where the ReLU is.
+            dz = self.drop(d_hidden[i] + dx, masks[i]) * (self.outputs[i] > 0)
             dx = self.hidden[i].backward(dz)
-            if i > 0:
-                dh[i - 1] = dh[i - 1] + dx
         return loss
 
-    def train_step(
-        self, x: Array, targets: Targets, learning_rate: float, rng: np.random.Generator
-    ) -> float:
-        """Draw a mask for each example, move down the gradient, return the loss."""
-        shapes = [(len(x), len(layer.bias)) for layer in self.hidden]
-        masks = [draw_mask(shape, self.rate, rng) for shape in shapes]
-        loss = self.backward(x, targets, masks)
-        for layer in (*self.hidden, self.last):
+    def train_step(self, x: Array, y: Targets, learning_rate: float, rng: Rng) -> float:
+        """Draw a mask for each example, descend the gradient, return the loss."""
+        loss = self.backward(x, y, self.draw_masks(len(x), rng))
+        for layer in self.layers:
             layer.kernel -= learning_rate * layer.gradients[0]
             layer.bias -= learning_rate * layer.gradients[1]
         return loss
 
 
-class InvertedNetwork(VanillaNetwork):
-    """The same network, scaled in training and not at rest."""
+class SpiralProgram(Network):
+    """The program of document 001: 2-512-3, Adam, and all points in each step.
 
-    def drop(self, h: Array, mask: Mask) -> Array:
-        return inverted(h, mask, self.rate)
+    In the document the second dense layer reads the activation, so that dropout changes
+    the gradient alone. Here it reads the output of dropout. `l2` penalises the first
+    layer; `rng` draws the initial weights and every mask.
+    """
 
-    def infer(self, h: Array) -> Array:
-        return h
+    def __init__(self, rng: Rng, hidden=512, rate=0.1, l2=5e-4, decay=5e-5) -> None:
+        super().__init__([Dense(2, hidden, rng, l2), Dense(hidden, 3, rng)], rate)
+        self.rng = rng
+        parameters = [p for layer in self.layers for p in layer.parameters]
+        self.optimizer = Adam(parameters, 0.05, decay)
+
+    def step(self, x: Array, y: Targets) -> tuple[float, float, float]:
+        """Train on all points: data loss, penalty and accuracy before the update."""
+        penalty = sum(layer.penalty() for layer in self.layers)
+        data_loss = self.backward(x, y, self.draw_masks(len(x), self.rng))
+        self.optimizer.update([g for layer in self.layers for g in layer.gradients])
+        return data_loss, penalty, float(np.mean(self.scores.argmax(axis=1) == y))
 
 
-# Document 003: a mask of an exact count, and the norms of all parameters as a penalty.
+# Document 003: masks with an exact count, and norms of all parameters as a penalty.
 
 
 def sigmoid(z: Array) -> Array:
@@ -303,16 +230,15 @@ def sigmoid(z: Array) -> Array:
 
 
 def exact_count(units: int, rate: float) -> int:
-    """How many of `units` are dropped: the rounded share, and never all of them."""
-    check_level(rate)
+    """Number of units to drop: `rate * units` rounded, and never all of them."""
+    check_rate(rate)
     return min(units - 1, math.floor(rate * units + 0.5))
 
 
-def exact_mask(units: int, rate: float, rng: np.random.Generator) -> Mask:
-    """A mask (units,) that drops exactly `exact_count(units, rate)` of the units.
+def exact_mask(units: int, rate: float, rng: Rng) -> Mask:
+    """Drop exactly `exact_count(units, rate)` units, of which the scaling also depends.
 
-    The document drops `int(keep * units)`, which exchanges keep and drop unless both
-    are a half. To scale what stays, `inverted(x, mask, exact_count / units)`.
+    The document drops `int(keep * units)`, which exchanges keep and drop.
     """
     return rng.permutation(units) >= exact_count(units, rate)
 
@@ -320,74 +246,43 @@ def exact_mask(units: int, rate: float, rng: np.random.Generator) -> Mask:
 def sigmoid_layer(x: Array, kernel: Array, bias: Array, mask: Mask) -> Array:
     """`sigmoid(x @ kernel + bias)` without the kernel's columns of dropped units.
 
-    The document overwrites its kernel, which drops those units for good; this does
-    not. As there, nothing is scaled, and a dropped unit says `sigmoid(bias)`, not 0.
+    The document overwrites its kernel, which drops those units for ever.
     """
     return sigmoid(x @ vanilla(kernel, mask) + bias)
 
 
-def sigmoid_layer_backward(
-    dy: Array, y: Array, x: Array, kernel: Array, mask: Mask
-) -> tuple[Array, Array, Array]:
-    """Gradients of inputs, kernel and bias; `y` is what `sigmoid_layer` returned."""
+def sigmoid_layer_backward(dy: Array, y: Array, x: Array, kernel: Array, mask: Mask):
+    """Gradients of inputs, kernel and bias; `y` is the result of `sigmoid_layer`."""
     dz = dy * y * (1 - y)
     d_kernel = vanilla_backward(x.T @ dz, mask)
     return dz @ vanilla(kernel, mask).T, d_kernel, dz.sum(axis=0)
 
 
-def norm_penalty(
-    parameters: Iterable[Array], l1: float = 1.0, l2: float = 1.0
-) -> tuple[float, list[Array]]:
-    """The L1 norm and the unsquared L2 norm of each parameter, biases too.
-
-    Returns:
-        `l1` times the sum of the ones plus `l2` times the sum of the others, and the
-        gradient for each parameter (0 where the norm has a corner).
-    """
+def norm_penalty(parameters: Iterable[Array], l1: float = 1.0, l2: float = 1.0):
+    """Sum the L1 norms and the unsquared L2 norms of parameters, with the gradients."""
     penalty, gradients = 0.0, []
     for parameter in parameters:
         norm = float(np.linalg.norm(parameter))
         penalty += l1 * float(np.abs(parameter).sum()) + l2 * norm
-        direction = parameter / norm if norm else np.zeros_like(parameter)
-        gradients.append(l1 * np.sign(parameter) + l2 * direction)
+        # At an all-zero parameter the L2 norm has a corner: the gradient is set to 0.
+        gradients.append(l1 * np.sign(parameter) + l2 * parameter / (norm or 1.0))
     return penalty, gradients
 
 
-# Document 004: all hidden outputs together, and a mask that the inputs decide.
-
-
-class ConcatenatedNetwork(InvertedNetwork):
-    """Softmax regression on all hidden outputs, dropped and concatenated.
-
-    The last layer has as many inputs as there are hidden units in all. The document's
-    ReLU around the concatenation is left out: nothing in there is below 0.
-    """
-
-    def read(self) -> Array:
-        return np.concatenate(self.outputs, axis=1)
-
-    def read_backward(self, dy: Array) -> list[Array]:
-        ends = np.cumsum([h.shape[1] for h in self.outputs])
-        return np.split(dy, ends[:-1], axis=1)
+# Document 004: a mask that depends on the inputs.
 
 
 def standout_keep_prob(x: Array, kernel: Array, alpha: float, beta: float) -> Array:
-    """Probability (batch, units) that each unit stays, decided by the layer's inputs.
+    """Probability (batch, units) to keep each unit, computed from the layer's inputs.
 
-    The document multiplies by this sigmoid and leaves it there; in truth a mask is
-    drawn from it in training (`standout_mask`), and the product is the layer at rest.
+    The document multiplies the unit by this sigmoid, which is the layer at inference.
+    In training the mask is `draw_mask(keep_prob.shape, 1 - keep_prob, rng)`.
     Reference: Ba and Frey, 2013, Adaptive dropout for training deep neural networks
     """
     return sigmoid(alpha * (x @ kernel) + beta)
 
 
-def standout_keep_prob_backward(
-    dp: Array, keep_prob: Array, x: Array, kernel: Array, alpha: float
-) -> tuple[Array, Array]:
-    """Gradients of inputs and kernel."""
-    dz = alpha * dp * keep_prob * (1 - keep_prob)
+def standout_keep_prob_backward(dp: Array, p: Array, x: Array, kernel: Array, alpha):
+    """Gradients of inputs and kernel; `p` is the result of `standout_keep_prob`."""
+    dz = alpha * dp * p * (1 - p)
     return dz @ kernel.T, x.T @ dz
-
-
-def standout_mask(keep_prob: Array, rng: np.random.Generator) -> Mask:
-    return rng.random(keep_prob.shape) < keep_prob

@@ -1,4 +1,4 @@
-"""What a study is: arms to compare, what validation chooses, what the seeds say."""
+"""A study: arms to compare, a search on validation data, results over seeds."""
 
 import csv
 import math
@@ -8,32 +8,29 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.table import Table
 
 from kdrop.training.experiment import Experiment
-from studies.runner import Measure, Metrics, Runner, effort
+from studies import figures
+from studies.runner import Measure, Metrics, Runner
 
-Metric = Callable[[Metrics], float]  # of one run, with the unit of its column
-
-
-def test_error(metrics: Metrics) -> float:
-    return 100 * (1 - metrics["test_accuracy"])
-
-
-def training_error(metrics: Metrics) -> float:
-    return 100 * (1 - metrics["train_accuracy"])
+Metric = Callable[[Metrics], float]  # of one run, in the unit of its column
 
 
 def metric(name: str, scale: float = 1.0) -> Metric:
     return lambda metrics: scale * metrics[name]
 
 
-ERRORS: dict[str, Metric] = {
-    "test error %": test_error,
+def error(part: str) -> Metric:
+    """The percentage of wrong predictions on a part of the data."""
+    return lambda metrics: 100 * (1 - metrics[f"{part}_accuracy"])
+
+
+ERRORS = {
+    "test error %": error("test"),
     "test loss": metric("test_loss"),
-    "train error %": training_error,
+    "train error %": error("train"),
 }
 
 
@@ -42,60 +39,65 @@ class Arm:
     """One of the things that a study compares."""
 
     name: str
-    candidates: tuple[Experiment, ...]  # validation chooses one, by the first seed
-    series: str = ""  # the line or the panel that it belongs to
-    place: float = math.nan  # where it stands on that line
+    candidates: tuple[Experiment, ...]  # validation chooses one, with the first seed
+    series: str = ""  # a panel or a marker of the figure
+    x: float = math.nan  # the place on the axis of a panel
 
     @property
     def label(self) -> str:
-        """Its name among the arms of all series."""
         return f"{self.series} {self.name}".strip()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an arm's chosen experiment reached with each seed."""
+    """The metrics of an arm: of each candidate, and of the chosen one by seed."""
 
     arm: Arm
     chosen: Experiment
-    searched: Mapping[Experiment, Metrics]  # what the candidates reached
-    found: Mapping[int, Metrics]  # by seed
+    searched: Mapping[Experiment, Metrics]
+    by_seed: Mapping[int, Metrics]
 
     def values(self, metric: Metric) -> list[float]:
-        """The metric for each seed."""
-        return [metric(metrics) for metrics in self.found.values()]
+        return [metric(metrics) for metrics in self.by_seed.values()]
 
-    def mean(self, metric: Metric) -> float:
-        return float(np.mean(self.values(metric)))
+    def summary(self, metric: Metric = ERRORS["test error %"]) -> tuple[float, float]:
+        """Mean and standard error over the seeds."""
+        return figures.summary(self.values(metric))
 
-    def error(self, metric: Metric) -> float:
-        """Standard error of the mean over the seeds; NaN for a single one."""
-        return standard_error(self.values(metric))
+    def __str__(self) -> str:
+        return "{} {:.2f} ± {:.2f} %".format(self.arm.name, *self.summary())
 
 
 Results = Sequence[Result]
 
 
+def draw_errors(path: Path, results: Results, **limits: float) -> str:
+    """Draw each arm's test error; the finding compares a series with its first arm."""
+    lines, groups = [], {}
+    for series, (plain, *others) in by_series(results).items():
+        less = sum(beyond(plain, result) for result in others)
+        more = sum(beyond(result, plain) for result in others)
+        best = min(others, key=lambda result: result.summary()[0])
+        lines.append(
+            f"{series}{': ' * bool(series)}{plain}, least {best};\nbeyond two standard "
+            f"errors {less} of {len(others)} err less, {more} more"
+        )
+        groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
+    title = "\n".join(lines)
+    figures.dots(path, title, groups, "Test error (%)", limits)
+    return title
+
+
 @dataclass(frozen=True)
 class Study:
-    """A question, the experiments that answer it, and how the answer is drawn."""
+    """A question, the experiments that answer it, and how to draw the answer."""
 
     question: str
     arms: Sequence[Arm]
     seeds: int
     columns: Mapping[str, Metric]  # of the table, by their headings
-    draw: Callable[[Path, Results], str]  # makes the figure and returns the finding
-    # Further metrics of a finished run: a function of a module, for other processes.
-    measure: Measure | None = None
-
-    @property
-    def work(self) -> float:
-        """The effort of all runs."""
-        return sum(
-            sum(map(effort, arm.candidates))
-            + (self.seeds - 1) * effort(arm.candidates[0])
-            for arm in self.arms
-        )
+    draw: Callable[[Path, Results], str] = draw_errors  # returns the finding
+    measure: Measure | None = None  # further metrics of a run: a module's function
 
     @property
     def runs(self) -> int:
@@ -103,49 +105,49 @@ class Study:
 
 
 def answer(study: Study, runner: Runner) -> list[Result]:
-    """Let validation choose each arm's settings, and run what it chose with all seeds.
+    """Choose each arm's settings on validation data, and run them with all seeds.
 
-    Of several candidates each is run with the first seed, which counts as one of them.
+    Candidates run with the first seed. The run of the chosen one is not repeated.
     """
-    first = {
-        f"{arm.label} {words}": candidate
-        for arm in study.arms
-        for candidate, words in settings(arm).items()
-        if len(arm.candidates) > 1
-    }
-    searched = runner.run(first)
-    results = []
+    searched = runner.run(
+        {
+            f"{arm.label} {words}": candidate
+            for arm in study.arms
+            for candidate, words in settings(arm).items()
+            if words
+        }
+    )
+    seeded = {}
     for arm in study.arms:
-        mine = {each: searched[each] for each in arm.candidates if each in searched}
-        chosen = choose(mine) if mine else arm.candidates[0]
-        results.append(Result(arm, chosen, mine, {}))
-    runs = {
-        f"{result.arm.label} seed {each.seed}": each
-        for result in results
-        for each in seeded(result.chosen, study.seeds)
-    }
-    found = runner.run(runs)
+        chosen = choose(arm.candidates, searched)
+        seeds = range(chosen.seed, chosen.seed + study.seeds)
+        seeded[arm.label] = [replace(chosen, seed=seed) for seed in seeds]
+    runs = [(label, each) for label in seeded for each in seeded[label]]
+    metrics = runner.run({f"{label} seed {each.seed}": each for label, each in runs})
     return [
-        replace(
-            result,
-            found={e.seed: found[e] for e in seeded(result.chosen, study.seeds)},
+        Result(
+            arm,
+            seeded[arm.label][0],
+            {each: searched[each] for each in arm.candidates if each in searched},
+            {each.seed: metrics[each] for each in seeded[arm.label]},
         )
-        for result in results
+        for arm in study.arms
     ]
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values; NaN for a single one."""
-    if len(values) < 2:
-        return math.nan
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+def choose(candidates, searched: Mapping[Experiment, Metrics]) -> Experiment:
+    """The candidate of the best validation accuracy; of equal ones, of least loss."""
+    if len(candidates) == 1:
+        return candidates[0]
+    rank = metric("validation_accuracy"), metric("validation_loss", -1.0)
+    return max(candidates, key=lambda each: [value(searched[each]) for value in rank])
 
 
-def arms(base: Callable[..., Experiment], **changes: Sequence[dict]) -> list[Arm]:
+def arms(base: Callable[..., Experiment], changes: Mapping[str, list], series=""):
     """An arm for each name, with a candidate for each change of the base."""
     return [
-        Arm(name, tuple(base(**change) for change in changed))
-        for name, changed in changes.items()
+        Arm(name, tuple(base(**change) for change in candidates), series)
+        for name, candidates in changes.items()
     ]
 
 
@@ -157,138 +159,62 @@ def grid(common: Mapping[str, Any] | None = None, **values: Sequence) -> list[di
     ]
 
 
-def split(examples: int, held: int) -> dict[str, Any]:
-    """An experiment's settings to train on so many and to validate on others."""
-    whole = examples + held
-    return {"train_size": whole, "validation": held / whole}
+def split(examples: int, held_out: int) -> dict[str, Any]:
+    """An experiment's settings to train and to validate on so many examples."""
+    whole = examples + held_out
+    return {"train_size": whole, "validation": held_out / whole}
 
 
-def said(result: Result, name: str = "") -> str:
-    mean, error = result.mean(test_error), result.error(test_error)
-    spread = "" if np.isnan(error) else f" ± {error:.2f}"
-    return f"{name or result.arm.name} {mean:.2f}{spread} %"
+def beyond(larger: Result, smaller: Result) -> bool:
+    """Whether a test error is larger by over two standard errors of the difference."""
+    (high, error), (low, other_error) = larger.summary(), smaller.summary()
+    return high - low > 2 * math.hypot(error, other_error)
 
 
-def better(plain: Result, others: Results) -> str:
-    """How many others err less, and more, than the one without; the best and worst."""
-    less = sum(beyond(plain, result, test_error) for result in others)
-    more = sum(beyond(result, plain, test_error) for result in others)
-    best, *_, worst = sorted(others, key=lambda result: result.mean(test_error))
-    return (
-        f"Beyond two standard errors {less} of {len(others)} layers err less than "
-        f"none, {more} more:\nleast {said(best)}, most {said(worst)}, {said(plain)}"
-    )
-
-
-def beyond(larger: Result, smaller: Result, metric: Metric) -> bool:
-    """Whether a mean is larger by more than two standard errors of the difference."""
-    difference = larger.mean(metric) - smaller.mean(metric)
-    return difference > 2 * math.hypot(larger.error(metric), smaller.error(metric))
-
-
-def seeded(experiment: Experiment, seeds: int) -> list[Experiment]:
-    """The experiment with as many seeds, from its own on."""
-    return [replace(experiment, seed=experiment.seed + n) for n in range(seeds)]
-
-
-def choose(found: Mapping[Experiment, Metrics]) -> Experiment:
-    """The experiment of the best validation accuracy; of equals, the least loss."""
-
-    def result(experiment):
-        metrics = found[experiment]
-        return metrics["validation_accuracy"], -metrics["validation_loss"]
-
-    return max(found, key=result)
+def by_series(results: Results) -> dict[str, list[Result]]:
+    names = dict.fromkeys(result.arm.series for result in results)
+    return {name: [r for r in results if r.arm.series == name] for name in names}
 
 
 def settings(arm: Arm) -> dict[Experiment, str]:
-    """For each of an arm's candidates, in words, what the others have otherwise."""
+    """In words, the settings in which an arm's candidates differ."""
     names = [
         field.name
         for field in fields(Experiment)
         if len({getattr(each, field.name) for each in arm.candidates}) > 1
     ]
 
-    def shown(value):
-        several = isinstance(value, tuple)
-        return "/".join(map(shown, value)) if several else f"{value:g}"
+    def text(value):
+        return "/".join(map(text, value)) if isinstance(value, tuple) else f"{value:g}"
 
     return {
-        each: ", ".join(f"{name} {shown(getattr(each, name))}" for name in names)
+        each: ", ".join(f"{name} {text(getattr(each, name))}" for name in names)
         for each in arm.candidates
     }
 
 
-def search_table(results: Results) -> Table:
-    """The search space, and which of it validation has chosen."""
-    shown = _table("Searched: validation accuracy %, one seed")
-    shown.add_column("arm", no_wrap=True)
-    shown.add_column("chosen")
-    shown.add_column("others")
-    for result in results:
-        if len(result.searched) > 1:
-            words = settings(result.arm)
-            lines = {
-                each: f"{words[each]}: {100 * metrics['validation_accuracy']:.2f}"
-                for each, metrics in result.searched.items()
-            }
-            chosen = lines.pop(result.chosen)
-            shown.add_row(result.arm.label, chosen, "\n".join(lines.values()))
-    return shown
-
-
 def table(study: Study, results: Results) -> Table:
-    """One row for each arm: mean and standard error over the seeds."""
-    seeds = len(results[0].found)
-    of = f"mean ± standard error of {seeds} seeds" if seeds > 1 else "one seed"
-    shown = _table(f"{study.question}\n{of}")
-    series = any(result.arm.series for result in results)
-    if series:
-        shown.add_column("", no_wrap=True)
-    shown.add_column("arm", no_wrap=True)
+    """One row for each arm: what validation chose, mean and standard error."""
+    title = f"{study.question}\nmean ± standard error of {study.seeds} seeds"
+    table = Table("arm", "chosen", title=title, box=box.SIMPLE)
     for heading in study.columns:
-        shown.add_column(heading, justify="right", no_wrap=True)
-    columns = [spread(results, metric) for metric in study.columns.values()]
-    for result, *values in zip(results, *columns, strict=True):
-        names = [result.arm.series, result.arm.name] if series else [result.arm.name]
-        shown.add_row(*names, *values)
-    return shown
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
-
-
-def spread(results: Results, metric: Metric) -> list[str]:
-    """Means and standard errors: three digits of the one or one of the other."""
-    pairs = [(result.mean(metric), result.error(metric)) for result in results]
-    needed = (max(0, 2 - _magnitude(mean), -_magnitude(error)) for mean, error in pairs)
-    digits = min(3, max(needed))
-    return [
-        f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
-        for mean, error in pairs
-    ]
-
-
-def _magnitude(value: float) -> int:
-    """The power of ten of the first digit."""
-    return math.floor(math.log10(abs(value))) if 0 < abs(value) < math.inf else 0
+        table.add_column(heading, justify="right")
+    for result in results:
+        summaries = map(result.summary, study.columns.values())
+        cells = ["{:.4g} ± {:.1g}".format(*summary) for summary in summaries]
+        table.add_row(result.arm.label, settings(result.arm)[result.chosen], *cells)
+    return table
 
 
 def write(path: Path, results: Results) -> None:
-    """The CSV: a row for each run, its arm, settings and metrics."""
+    """Write a CSV with a row for each run: its arm, settings and metrics."""
     rows = []
     for result in results:
-        runs = dict(result.searched)
-        for seed, metrics in result.found.items():
-            runs[replace(result.chosen, seed=seed)] = metrics
-        for experiment, metrics in runs.items():
-            chosen = replace(experiment, seed=result.chosen.seed) == result.chosen
-            arm = {"series": result.arm.series, "arm": result.arm.name}
-            kept = {"chosen": int(chosen), **asdict(experiment.resolved())}
-            rows.append({**arm, **kept, **metrics})
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+        arm = {"series": result.arm.series, "arm": result.arm.name}
+        seeds = result.by_seed.items()
+        chosen = {replace(result.chosen, seed=seed): each for seed, each in seeds}
+        for each, metrics in {**result.searched, **chosen}.items():
+            row = {**arm, "chosen": int(each in chosen), **asdict(each), **metrics}
+            rows.append(row)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])

@@ -61,7 +61,7 @@ def test_vanilla_is_the_algorithm_forward_backward_and_at_inference(rate, dtype)
         reference.vanilla_backward(upstream.numpy(), mask),
     )
     tolerance = max(8 * np.finfo(dtype).eps, 2.0**-32 / (1 - rate))
-    expected = reference.vanilla_rest(INPUTS, rate)
+    expected = reference.vanilla_inference(INPUTS, rate)
     np.testing.assert_allclose(layer(inputs), expected, rtol=tolerance)
 
 
