@@ -10,7 +10,7 @@ try:
     from rich.console import Console
 
     from kdrop.errors import UserError, check_choice
-    from kdrop.serving.saved_model import check_writable
+    from kdrop.serving.versions import check_writable
     from kdrop.training.run import load_data
     from studies.cifar import alexnet, family
     from studies.mnist import rate, regularisers, votes

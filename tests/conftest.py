@@ -54,7 +54,7 @@ def pytest_addoption(parser):
         "--blocks", type=int, default=1, help="test_bits.py: of 2^22 random words"
     )
     parser.addoption(
-        "--requests", type=int, default=400, help="test_serving.py: of many at once"
+        "--requests", type=int, default=400, help="test_server.py: number of requests"
     )
 
 

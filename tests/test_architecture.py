@@ -69,11 +69,12 @@ def test_only_plots_and_figures_import_matplotlib(path):
 
 def test_the_installed_package_is_tested():
     """Not the checkout beside the tests, which may hold files that a wheel lacks."""
-    distribution = metadata.distribution("kdrop")
+    installed = sysconfig.get_path("purelib")
+    (distribution,) = metadata.distributions(name="kdrop", path=[installed])
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     if source.get("dir_info", {}).get("editable"):
         pytest.skip("kdrop is installed in editable mode")
-    assert Path(kdrop.__file__).is_relative_to(sysconfig.get_path("purelib"))
+    assert Path(kdrop.__file__).is_relative_to(installed)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Trained models as SavedModels, and a server for them: `python -m kdrop.serving`."""
+"""Export trained models as SavedModels, and serve them: `python -m kdrop.serving`."""
 
 from kdrop.serving.saved_model import export
 

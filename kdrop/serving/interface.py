@@ -1,7 +1,7 @@
-"""The names and tensors by which a model of any structure is served."""
+"""Names for the inputs and outputs of a model of any structure."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
@@ -13,61 +13,61 @@ from kdrop.errors import UserError
 
 
 class Interface:
-    """A model as a function of named tensors that returns named tensors.
+    """A built model as a function from named tensors to named tensors.
 
-    Args:
-        model: A `keras.Model` that has been built, and called if it is subclassed.
-
-    Attributes:
-        call: The model as a function of one structure and `training`.
-        inputs: A `tf.TensorSpec` named `inputs`, or of several inputs a dictionary.
-        batch_size: The number of rows that the model is built for, or `None`.
-
-    Raises:
-        ValueError: If the model has not been built.
-        UserError: If inputs or outputs cannot be named.
+    `call` is the model as a function of one structure, `inputs` the `tf.TensorSpec` of
+    each input by name, `argument` that of the exported functions' argument, and
+    `batch_size` the number of rows that the model is built for, or `None`.
     """
 
     def __init__(self, model):
-        self._model = model
-        self._structure, layers, several = keras_internals.input_structure(model)
-        self.call = Arguments(model) if several else model
-        self._names = _names(self._structure, "input", layers)
+        self._structure, layers, by_argument = keras_internals.input_structure(model)
+        self._output_layers = getattr(model, "output_names", ())
+        self.call = CallByDictionary(model) if by_argument else model
         leaves = tree.flatten(self._structure)
-        specs = {
+        names = _names(self._structure, "input", layers)
+        self.inputs = {
             name: tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype, name=name)
-            for name, leaf in zip(self._names, leaves, strict=True)
+            for name, leaf in zip(names, leaves, strict=True)
         }
-        self.inputs = specs if len(specs) > 1 else specs["inputs"]
+        # A single input is a plain argument, so that `loaded.serve(x)` takes a tensor.
+        self.argument = self.inputs if len(names) > 1 else self.inputs[names[0]]
         self.batch_size = next((x.shape[0] for x in leaves if x.shape[0]), None)
+
+    def zeros(self):
+        """A batch of zeros or empty strings; one row unless the batch size is fixed."""
+        zeros = {}
+        for name, spec in self.inputs.items():
+            sizes = [self.batch_size or 1, *(size or 1 for size in spec.shape[1:])]
+            zeros[name] = tf.zeros(sizes, spec.dtype)
+        return zeros if len(zeros) > 1 else zeros["inputs"]
 
     def serve(self, inputs):
         """The named outputs at inference."""
         return self.name(self.call(self.pack(inputs), training=False))
 
+    def by_name(self, inputs) -> dict:
+        """The tensors by name; `inputs` is as `argument` specifies."""
+        return dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+
     def pack(self, inputs):
-        """The structure that the model takes, from what `inputs` specifies."""
-        if isinstance(inputs, Mapping):
-            inputs = [inputs[name] for name in self._names]
-        return tree.pack_sequence_as(self._structure, tree.flatten(inputs))
+        """The structure that the model takes; `inputs` is as `argument` specifies."""
+        tensors = self.by_name(inputs)
+        tensors = [tensors[name] for name in self.inputs]
+        return tree.pack_sequence_as(self._structure, tensors)
 
     def name(self, outputs):
-        """A dictionary of the tensors in the structure that the model returns."""
-        names = _names(outputs, "output", getattr(self._model, "output_names", ()))
+        """The tensors of the structure that the model returns, by name."""
+        names = _names(outputs, "output", self._output_layers)
         return dict(zip(names, tree.flatten(outputs), strict=True))
 
-    def sampled(self, outputs, task) -> dict[str, str]:
-        """The task of each output that is sampled: of numbers for each example.
+    def tasks(self, outputs, task) -> dict[str, str]:
+        """The task of each output that can be sampled: it holds numbers for each row.
 
-        Args:
-            outputs: A dictionary of the `tf.TensorSpec` of each output.
-            task: One of `TASKS`, or a mapping from the name of each output to one.
-
-        Raises:
-            UserError: If the task is invalid, or not one for the shape of its output.
+        Raises `UserError` if a task is invalid or does not fit the shape of its output.
         """
-        mapping = isinstance(task, Mapping)
-        tasks = dict(task) if mapping else dict.fromkeys(outputs, task)
+        by_name = isinstance(task, Mapping)
+        tasks = dict(task) if by_name else dict.fromkeys(outputs, task)
         if {*tasks} != {*outputs} or any(each not in TASKS for each in tasks.values()):
             raise UserError(
                 f"`task` must be one of {TASKS}, or a mapping to one of them from each "
@@ -76,22 +76,19 @@ class Interface:
         for name, output in outputs.items():
             dtype, shape = output.dtype, output.shape
             numbers = dtype.is_floating or dtype.is_integer or dtype.is_bool
-            if (
-                not numbers
-                or shape.rank == 0
-                or shape[0] not in (None, self.batch_size)
-            ):
+            rows = shape.rank != 0 and shape[0] in (None, self.batch_size)
+            if not (numbers and rows):
                 del tasks[name]
             elif tasks[name] == "classification" and shape.rank == 1:
                 raise UserError(
-                    f"output {name} has shape {shape}, but a classification has its "
-                    'classes in the last dimension; its `task` may be "regression"'
+                    f"output {name} has shape {shape}, but a classification needs its "
+                    'classes in the last dimension; set its `task` to "regression"'
                 )
         return tasks
 
 
-class Arguments(keras.Model):
-    """A model that is called with several arguments, as one of a dictionary of them."""
+class CallByDictionary(keras.Model):
+    """A model of several arguments, called with a dictionary of them."""
 
     def __init__(self, model):
         super().__init__(name=model.name, autocast=False)
@@ -101,30 +98,28 @@ class Arguments(keras.Model):
         return self.model(**inputs, training=training)
 
 
-def _valid(names) -> list[str]:
-    return [re.sub(r"\W", "_", name, flags=re.ASCII) for name in names]
+def _names(structure, kind: str, layers) -> list[str]:
+    """A name for each tensor of a structure, of ASCII letters, digits and `_`.
 
-
-def _names(structure, kind: str, layers: Sequence[str]) -> list[str]:
-    """A name for each tensor of a structure, of letters, digits and `_`.
-
-    TensorFlow puts `_` for all other characters, ignores the case of inputs, and has an
-    argument `self`.
+    TensorFlow replaces other characters by `_`, ignores the case of inputs, and
+    reserves the argument `self`.
     """
-    leaves = tree.flatten_with_path(structure)
-    paths = [tuple(map(str, path)) for path, _ in leaves]
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
+
+    def valid(name):
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        return name if name[:1].isalpha() and name != "self" else f"{kind}_{name}"
+
+    names, flat = [], not isinstance(structure, dict)
+    for path, leaf in tree.flatten_with_path(structure):
+        names.append(valid("_".join(map(str, path))))
+        flat = flat and len(path) == 1
         if leaf is None:
-            raise UserError(f"{kind} {'_'.join(path)} is None, not a tensor")
-    if len(paths) == 1:
+            raise UserError(f"{kind} {names[-1]} is None, not a tensor")
+    if len(names) == 1:
         return ["inputs" if kind == "input" else "probabilities"]
-    flat = all(len(path) == 1 for path in paths) and not isinstance(structure, dict)
-    names, layers = _valid(map("_".join, paths)), _valid(layers)
-    if flat and len({name.lower() for name in layers}) == len(paths):
-        names = layers
-    for number, name in enumerate(names):
-        if not name[:1].isalpha() or name == "self":
-            names[number] = f"{kind}_{name}"
+    by_layer = [valid(name) for name in layers]
+    if flat and len({name.lower() for name in by_layer}) == len(names):
+        names = by_layer
     if len({name.lower() for name in names}) < max(1, len(names)):
         raise UserError(
             f"{kind}s need names that differ in more than case and punctuation. "

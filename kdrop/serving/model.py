@@ -1,75 +1,160 @@
-"""One version of an exported model in memory, and its answers in both protocols.
+"""One version of an exported model in memory, and its answers to requests.
 
-What is wrong with a request is raised as KServe's `InvalidInput`, in one sentence.
+Errors in a request are raised as KServe's `InvalidInput`, in one sentence.
 """
 
+import asyncio
 import json
-import reprlib
+import math
+import os
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shortened
 
 import numpy as np
-import orjson
 import tensorflow as tf
-from kserve import InferOutput, InferRequest, InferResponse
+from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
-from tensorflow_serving.apis import prediction_log_pb2
+from kserve.utils.numpy_codec import from_np_dtype
 
-from kdrop.serving.saved_model import WARM_UP
+from kdrop.serving.signatures import read_requests
 
-DEFAULT = "serving_default"
 Specs = Mapping[str, tf.TensorSpec]
 
 
-@dataclass(frozen=True)
-class Servable:
-    """A version of a model: named signatures on NumPy arrays."""
+class ServedModel(Model):
+    """A version folder, loaded and warmed up."""
 
-    version: int
-    loaded: Any  # owns the variables that the signatures read
-    labels: Sequence[str]
-
-    @classmethod
-    def load(cls, path: Path) -> "Servable":
-        """Read a version and run its warm-up requests."""
+    def __init__(self, path: Path):
+        super().__init__(path.parent.name)
+        self.version = path.name
         file = path / "assets" / "labels.txt"
-        labels = file.read_text().splitlines() if file.exists() else []
-        found = cls(int(path.name), tf.saved_model.load(str(path)), labels)
-        if (path / WARM_UP).exists():
-            for record in tf.data.TFRecordDataset(str(path / WARM_UP)):
-                told = prediction_log_pb2.PredictionLog()  # ty: ignore[missing-attribute]
-                told.ParseFromString(record.numpy())
-                request = told.predict_log.request
-                arrays = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
-                found.run(request.model_spec.signature_name, arrays)
-        return found
+        self.labels = file.read_text().splitlines() if file.exists() else []
+        self._loaded = tf.saved_model.load(str(path))  # it owns the variables
+        # More threads than cores would only wait for each other.
+        self._threads = ThreadPoolExecutor(os.cpu_count())
+        for signature, tensors in read_requests(path):
+            self._loaded.signatures[signature](**tensors)
+        self.ready = True
 
-    def inputs(self, signature: object = DEFAULT) -> Specs:
-        known = self.loaded.signatures
-        if not isinstance(signature, str) or signature not in known:
+    def get_input_types(self):
+        return _describe(_inputs(self._signature()))
+
+    def get_output_types(self):
+        return _describe(self._signature().structured_outputs)
+
+    async def predict(self, payload, headers=None, response_headers=None):
+        v2 = isinstance(payload, InferRequest)
+        answer = self._answer_v2 if v2 else self._answer_v1
+        # In a thread, a slow model delays neither health checks nor other models.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: answer(payload))
+
+    def _answer_v1(self, request) -> dict[str, object]:
+        """Predict in TensorFlow Serving's row format: one row for each instance."""
+        if not isinstance(request, dict):
+            raise InvalidInput("the request must be an object with `instances`")
+        signature = self._signature(request.get("signature_name", "serving_default"))
+        rows = request.get("instances")
+        if not isinstance(rows, list) or not rows:
+            raise InvalidInput("`instances` must be a list of at least one row")
+        specs = _inputs(signature)
+        if len(specs) == 1 and not any(isinstance(row, dict) for row in rows):
+            rows = [dict.fromkeys(specs, row) for row in rows]  # bare values
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or row.keys() != specs.keys():
+                raise InvalidInput(
+                    f"row {number} must be an object with the fields {', '.join(specs)}"
+                )
+        columns = {name: [row[name] for row in rows] for name in specs}
+        outputs = self._run(signature, columns)
+        for name, output in outputs.items():
+            if output.shape[:1] != (len(rows),):
+                raise InvalidInput(
+                    f"output {name} has shape {output.shape}, not one row for each "
+                    "instance; use the V2 protocol for this signature"
+                )
+        predictions, *others = [output.tolist() for output in outputs.values()]
+        if others:
+            by_row = zip(predictions, *others, strict=True)
+            predictions = [dict(zip(outputs, row, strict=True)) for row in by_row]
+        labels = {"labels": self.labels} if self.labels else {}
+        return {"predictions": predictions, **labels, "model_version": self.version}
+
+    def _answer_v2(self, request: InferRequest) -> InferResponse:
+        """Predict in the open inference protocol: one tensor for each name."""
+        parameters = request.parameters or {}
+        signature = self._signature(parameters.get("signature_name", "serving_default"))
+        specs = _inputs(signature)
+        if sorted(tensor.name for tensor in request.inputs) != sorted(specs):
             raise InvalidInput(
-                f"there is no signature {reprlib.repr(signature)}; "
-                f"there are {', '.join(sorted(known))}"
+                f"`inputs` must have each of these names once: {', '.join(specs)}"
             )
-        return known[signature].structured_input_signature[1]
+        arrays = {}
+        for tensor in request.inputs:
+            name, shape = tensor.name, tensor.shape
+            datatype = _v2_type(specs[name].dtype)
+            if tensor.datatype != datatype:
+                declared = shortened(tensor.datatype)
+                raise InvalidInput(f"{name} is {declared}, not {datatype}")
+            values = np.array(tensor.data, dtype=object)
+            if min(shape, default=1) < 1 or math.prod(shape) != values.size:
+                raise InvalidInput(
+                    f"{name} holds {values.size} values, which do not fill the shape "
+                    f"{shortened(shape)}"
+                )
+            arrays[name] = values.reshape(shape)
+        outputs = self._run(signature, arrays)
+        return InferResponse(
+            response_id=request.id or str(uuid.uuid4()),
+            model_name=request.model_name,
+            model_version=self.version,
+            infer_outputs=[
+                InferOutput(name, [*array.shape], from_np_dtype(array.dtype), array)
+                for name, array in outputs.items()
+            ],
+            parameters={"labels": json.dumps(self.labels)} if self.labels else None,
+            use_binary_outputs=request.use_binary_outputs,
+            requested_outputs=request.request_outputs,
+        )
 
-    def outputs(self, signature: str = DEFAULT) -> Specs:
-        return self.loaded.signatures[signature].structured_outputs
+    def _signature(self, name: object = "serving_default"):
+        signatures = self._loaded.signatures
+        if not isinstance(name, str) or name not in signatures:
+            raise InvalidInput(
+                f"there is no signature {shortened(name)}; "
+                f"there are {', '.join(sorted(signatures))}"
+            )
+        return signatures[name]
 
-    def run(self, signature: str, arrays: Mapping[str, np.ndarray]):
-        tensors = {name: tf.constant(array) for name, array in arrays.items()}
+    @staticmethod
+    def _run(signature, inputs: Mapping[str, object]) -> dict[str, np.ndarray]:
+        """The outputs by name, from arrays or JSON values by name."""
+        arrays = {
+            name: _to_array(name, spec, inputs[name])
+            for name, spec in _inputs(signature).items()
+        }
+        if len({array.shape[:1] for array in arrays.values()}) > 1:
+            rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
+            raise InvalidInput(f"the inputs differ in their number of rows: {rows}")
         try:
-            outputs = self.loaded.signatures[signature](**tensors)
+            tensors = {name: tf.constant(array) for name, array in arrays.items()}
+            outputs = signature(**tensors)
+            return {name: _from_tensor(output) for name, output in outputs.items()}
         except tf.errors.InvalidArgumentError as error:
             raise InvalidInput(error.message.splitlines()[0]) from None
-        return {name: _readable(name, output) for name, output in outputs.items()}
+        except UnicodeError:
+            raise InvalidInput("an input or output is not valid UTF-8") from None
 
 
-def describe(specs: Specs) -> list[dict[str, object]]:
-    """The specifications as V2's model metadata."""
+def _inputs(signature) -> Specs:
+    return signature.structured_input_signature[1]
+
+
+def _describe(specs: Specs) -> list[dict]:
+    """Inputs or outputs as the V2 protocol's model metadata."""
     return [
         {
             "name": name,
@@ -80,146 +165,40 @@ def describe(specs: Specs) -> list[dict[str, object]]:
     ]
 
 
-def answer_v1(servable: Servable, request: object) -> dict[str, object]:
-    """A prediction in TensorFlow Serving's row format: one row for each instance."""
-    if isinstance(request, bytes):  # not declared to be JSON, as by a plain `curl -d`
-        try:
-            request = orjson.loads(request)
-        except orjson.JSONDecodeError as error:
-            raise InvalidInput(f"the request is not JSON: {error}") from None
-    if not isinstance(request, dict):
-        raise InvalidInput('the request must be an object with the field "instances"')
-    signature = request.get("signature_name", DEFAULT)
-    specs = servable.inputs(signature)
-    rows = request.get("instances")
-    if not isinstance(rows, list) or not rows:
-        raise InvalidInput('"instances" must be a list of at least one row')
-    if len(specs) == 1 and not any(isinstance(row, dict) for row in rows):
-        columns = {name: rows for name in specs}
-    else:
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict) or row.keys() != specs.keys():
-                raise InvalidInput(
-                    f"row {number} must be an object of these: {', '.join(specs)}"
-                )
-        columns = {name: [row[name] for row in rows] for name in specs}
-    arrays = {name: _array(name, spec, columns[name]) for name, spec in specs.items()}
-    outputs = servable.run(signature, _fitting(specs, arrays))
-    for name, output in outputs.items():
-        if output.shape[:1] != (len(rows),):
-            raise InvalidInput(
-                f"output {name} has shape {output.shape} and no row for each instance; "
-                "the V2 protocol answers it"
-            )
-    if len(outputs) == 1:
-        (predictions,) = (output.tolist() for output in outputs.values())
-    else:
-        values = zip(*(output.tolist() for output in outputs.values()), strict=True)
-        predictions = [dict(zip(outputs, row, strict=True)) for row in values]
-    labels = {"labels": servable.labels} if servable.labels else {}
-    version = {"model_version": str(servable.version)}
-    return {"predictions": predictions, **labels, **version}
+def _v2_type(dtype: tf.DType) -> str:
+    half = dtype.is_floating and dtype.size < 4  # has no JSON form in the protocol
+    return from_np_dtype(np.dtype((tf.float32 if half else dtype).as_numpy_dtype))
 
 
-def answer_v2(servable: Servable, request: InferRequest) -> InferResponse:
-    """A prediction in the open inference protocol: one tensor for each name."""
-    signature = (request.parameters or {}).get("signature_name", DEFAULT)
-    specs = servable.inputs(signature)
-    if sorted(given.name for given in request.inputs) != sorted(specs):
-        raise InvalidInput(f'"inputs" must be these, once each: {", ".join(specs)}')
-    arrays = {}
-    for given in request.inputs:
-        name, spec = given.name, specs[given.name]
-        if given.datatype != _v2_type(spec.dtype):
-            declared = reprlib.repr(given.datatype)
-            raise InvalidInput(f"{name} is {declared}, not {_v2_type(spec.dtype)}")
-        array = _array(name, spec, given.data)
-        try:
-            arrays[name] = array.reshape(given.shape)
-            if min(given.shape, default=0) < 0:  # NumPy's "what is left"
-                raise ValueError
-        except (ValueError, OverflowError):
-            raise InvalidInput(
-                f"{name} holds {array.size} values, which do not fill the shape "
-                f"{reprlib.repr(given.shape)}"
-            ) from None
-    outputs = servable.run(signature, _fitting(specs, arrays))
-    return InferResponse(
-        response_id=request.id or str(uuid.uuid4()),
-        model_name=request.model_name,
-        model_version=str(servable.version),
-        infer_outputs=[
-            InferOutput(
-                name=name,
-                shape=list(output.shape),
-                datatype=_v2_type(tf.as_dtype(output.dtype)),
-                data=output,
-            )
-            for name, output in outputs.items()
-        ],
-        parameters={"labels": json.dumps(servable.labels)} if servable.labels else None,
-        use_binary_outputs=request.use_binary_outputs,
-        requested_outputs=request.request_outputs,
-    )
+def _from_tensor(output: tf.Tensor) -> np.ndarray:
+    """An array that both protocols can write as JSON."""
+    if output.dtype == tf.string:
+        return np.vectorize(bytes.decode, otypes=[object])(output.numpy())
+    if output.dtype.is_floating and output.dtype.size < 4:
+        output = tf.cast(output, tf.float32)
+    return np.asarray(output.numpy())
 
 
-def _array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
-    """Values as they came out of JSON, none of them changed by a conversion."""
-    found = np.array(values, dtype=object)
-    dtype = spec.dtype
-    wanted = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
-    wanted = {str} if dtype == tf.string else wanted
-    strange = {type(value) for value in found.ravel().tolist()} - wanted
-    if strange:
+def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
+    """An array of exactly these JSON values; a value of another type is an error."""
+    # `tf.constant` would take booleans for numbers, and integers that overflow.
+    array, dtype = np.array(values, dtype=object), spec.dtype
+    allowed = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
+    allowed = {str} if dtype == tf.string else allowed
+    if wrong := {type(value) for value in array.ravel().tolist()} - allowed:
         raise InvalidInput(
-            f"{name} holds {min(kind.__name__ for kind in strange)}, but must hold "
-            f"{' or '.join(sorted(kind.__name__ for kind in wanted))}, in lists of "
+            f"{name} holds {min(kind.__name__ for kind in wrong)}, but must hold "
+            f"{' or '.join(sorted(kind.__name__ for kind in allowed))}, in lists of "
             "equal length"
         )
-    if dtype == tf.string:
-        return _mapped(name, str.encode, found)
+    if not spec.shape.is_compatible_with(array.shape) or 0 in array.shape:
+        expected = str(spec.shape).replace("None", "any")
+        raise InvalidInput(f"{name} has shape {array.shape}, but must have {expected}")
     try:
-        with np.errstate(over="ignore"):  # infinite then, and told below
-            array = found.astype(dtype.as_numpy_dtype)
+        with np.errstate(over="ignore"):  # an overflow to infinity is rejected below
+            array = array.astype(dtype.as_numpy_dtype)
     except OverflowError:
         raise InvalidInput(f"{name} holds a number beyond {dtype.name}") from None
     if dtype.is_floating and not np.isfinite(array).all():
         raise InvalidInput(f"{name} holds NaN or a number beyond {dtype.name}")
     return array
-
-
-def _fitting(specs: Specs, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for name, spec in specs.items():
-        shape = arrays[name].shape
-        if not spec.shape.is_compatible_with(shape) or 0 in shape:
-            wanted = str(spec.shape).replace("None", "any")
-            raise InvalidInput(f"{name} has shape {shape}, but must have {wanted}")
-    if len({array.shape[:1] for array in arrays.values()}) > 1:
-        rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
-        raise InvalidInput(f"the inputs differ in their number of rows: {rows}")
-    return arrays
-
-
-def _mapped(name: str, function, array: np.ndarray) -> np.ndarray:
-    """An object array with each string encoded, or each one decoded."""
-    try:
-        texts = [function(text) for text in array.ravel().tolist()]
-    except UnicodeError:
-        raise InvalidInput(f"{name} holds text that is not valid UTF-8") from None
-    return np.array(texts, dtype=object).reshape(array.shape)
-
-
-def _readable(name: str, tensor: tf.Tensor) -> np.ndarray:
-    # Neither protocol has a JSON form for narrower floats.
-    if tensor.dtype.is_floating and tensor.dtype.size < 4:
-        tensor = tf.cast(tensor, tf.float32)
-    array = np.asarray(tensor.numpy())
-    return _mapped(name, bytes.decode, array) if tensor.dtype == tf.string else array
-
-
-def _v2_type(dtype: tf.DType) -> str:
-    if dtype == tf.string:
-        return "BYTES"
-    if dtype.is_floating:
-        return f"FP{8 * max(4, dtype.size)}"
-    return dtype.name.upper()

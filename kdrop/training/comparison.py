@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.saved_model import check_writable
+from kdrop.serving.versions import check_writable
 from kdrop.training import report
 from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data

@@ -1,173 +1,135 @@
-"""The exported folder: whole or not at all, and served as it is."""
+"""The exported folder: its files, what its signatures compute, and model servers.
+
+What TensorFlow Serving requires is checked with its protocol files.
+"""
 
 import collections
 import json
-import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 import kdrop
 from kdrop.ensemble.split import SplitModel
-from kdrop.errors import UserError
-from kdrop.serving.saved_model import WARM_UP, export, versions
+from kdrop.serving import export
+from kdrop.serving.interface import Interface
+from kdrop.serving.signatures import WARM_UP, tracing
 
-LABELS = ("cat", "dog", "emu")
-
-
-@pytest.fixture(scope="module")
-def model():
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((2,), name="inputs"),
-            keras.layers.Normalization(mean=1.0, variance=4.0),
-            keras.layers.Dense(8, activation="relu"),
-            kdrop.VanillaDropout(0.5, seed=1, name="drop"),
-            keras.layers.Dense(3, activation="softmax"),
-        ]
-    )
+SUMMARY = {"mean", "std", "entropy", "mutual_information"}
 
 
-POINTS = np.random.default_rng(0).normal(size=(7, 2)).astype("float32")
-
-
-def test_a_process_with_tensorflow_alone_serves_it(model, tmp_path):
-    path = export(model, tmp_path / "served", labels=LABELS)
-    np.save(tmp_path / "points.npy", POINTS)
-    code = """
-import sys
-sys.modules["keras"] = sys.modules["kdrop"] = None  # an import of them raises
-import numpy as np, tensorflow as tf
-loaded = tf.saved_model.load("served/1")
-names = {"serve", "serving_default", "sample", "sample_seeded"}
-assert set(loaded.signatures) == names
-for name in ("serve", "serving_default"):
-    for batch in (1, 7):
-        out = loaded.signatures[name](inputs=tf.constant(np.load("points.npy")[:batch]))
-        assert set(out) == {"probabilities"}
-np.save("out.npy", out["probabilities"])
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600)
-    expected = model.predict(POINTS, verbose=0)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
-    assert path == tmp_path / "served" / "1"
-
-
-@pytest.fixture(scope="module")
-def exported_path(model, tmp_path_factory):
-    return export(model, tmp_path_factory.mktemp("exported"), passes=20)
-
-
-@pytest.fixture(scope="module")
-def exported(exported_path):
-    return tf.saved_model.load(str(exported_path))
-
-
-def own_rows(seeds, passes):
-    """Oracle: pass, upper and lower half of the seed, pass by pass."""
+def monte_carlo(model, points, seeds, count=20):
+    """Oracle: rows of sample number, upper and lower half of the seed."""
     low, high = np.array(seeds, "int64").view("uint32").reshape(-1, 2).T
-    numbers = np.repeat(np.arange(passes, dtype="uint32"), len(seeds))
-    return np.stack([numbers, np.tile(high, passes), np.tile(low, passes)], axis=1)
-
-
-@pytest.mark.parametrize("memory", [2**28, 2000])
-def test_samples_are_summarised(model, exported, tmp_path, memory, monkeypatch):
-    if memory != 2**28:
-        monkeypatch.setattr("kdrop.serving.saved_model.MEMORY", memory)
-        exported = tf.saved_model.load(str(export(model, tmp_path, passes=20)))
-    seeds = np.array([0, 1, -1, 2**62, -(2**63), 5, 5])
-    answer = exported.signatures["sample_seeded"]
-    found = answer(inputs=tf.constant(POINTS), seeds=tf.constant(seeds))
+    numbers = np.repeat(np.arange(count, dtype="uint32"), len(seeds))
+    rows = np.stack([numbers, np.tile(high, count), np.tile(low, count)], axis=1)
     split = SplitModel(model)
-    places = np.tile(np.arange(7, dtype="int32"), 20)
-    outputs = split.sample(split.prefix(POINTS), places, own_rows(seeds, 20))
-    expected = kdrop.summarise(np.reshape(outputs, (20, 7, 3)))
-    assert set(found) == {"mean", "std", "entropy", "mutual_information"}
-    for name, values in found.items():
+    places = np.tile(np.arange(len(seeds), dtype="int32"), count)
+    outputs = split.sample(split.prefix(points), places, rows)
+    return np.reshape(outputs, (count, len(seeds), 3))
+
+
+def assert_summarises(answer, samples):
+    expected = kdrop.summarise(samples)
+    assert set(answer) == SUMMARY
+    for name, values in answer.items():
         np.testing.assert_allclose(values, getattr(expected, name), atol=1e-6)
-    assert (found["std"].numpy() > 0.01).any(axis=1).all()
 
 
-def test_mutual_information_is_finite_where_passes_are_sure(model, exported):
-    inputs, seeds = tf.constant(300 * POINTS), tf.range(7, dtype=tf.int64)
-    found = exported.signatures["sample_seeded"](inputs=inputs, seeds=seeds)
-    outputs = SplitModel(model).sample(
-        SplitModel(model).prefix(inputs),
-        np.tile(np.arange(7, dtype="int32"), 20),
-        own_rows(np.arange(7), 20),
+@pytest.mark.parametrize("memory, scale", [(None, 1), (None, 300), (2000, 1)])
+def test_samples_are_summarised(
+    model, points, signatures, tmp_path, memory, scale, monkeypatch
+):
+    if memory:  # several chunks
+        monkeypatch.setattr("kdrop.serving.signatures.MEMORY", memory)
+        loaded = tf.saved_model.load(str(export(model, tmp_path, passes=20)))
+        signatures = loaded.signatures
+    inputs, seeds = scale * points, np.array([0, 1, -1, 2**62, -(2**63), 5, 5])
+    answer = signatures["sample_seeded"](
+        inputs=tf.constant(inputs), seeds=tf.constant(seeds)
     )
-    samples = np.reshape(outputs, (20, 7, 3))
-    assert (samples[samples > 0] < 1e-9).any()
-    expected = kdrop.summarise(samples).mutual_information
-    np.testing.assert_allclose(found["mutual_information"], expected, atol=1e-6)
+    samples = monte_carlo(model, inputs, seeds)
+    assert_summarises(answer, samples)
+    if scale == 1:
+        assert (answer["std"].numpy() > 0.01).any(axis=1).all()
+    else:  # almost certain
+        assert (samples[samples > 0] < 1e-9).any()
 
 
-def test_seeded_samples_are_those_of_sample(model, exported):
-    answer = exported.signatures["sample_seeded"]
-    for seed in (0, 7, 2**32 - 1):
-        served = answer(
-            inputs=tf.constant(POINTS), seeds=tf.constant([seed] * 7, tf.int64)
-        )
-        for row in (0, 6):
-            samples = kdrop.sample(model, POINTS[[row]], 20, seed=seed, verbose=0)
-            expected = kdrop.summarise(samples)
-            for name, values in served.items():
-                one = getattr(expected, name)[0]
-                np.testing.assert_allclose(values[row], one, atol=1e-6)
-
-
-def test_seeded_samples_depend_on_a_row_s_own_seed_alone(exported):
-    answer = exported.signatures["sample_seeded"]
-    together = answer(inputs=tf.constant(POINTS), seeds=tf.range(7, dtype=tf.int64))
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_seeded_samples_equal_kdrop_sample(model, points, signatures, seed):
+    seeds = tf.constant([seed] * 7, tf.int64)
+    answer = signatures["sample_seeded"](inputs=tf.constant(points), seeds=seeds)
     for row in (0, 6):
-        inputs, seeds = tf.constant(POINTS[[3, row]]), tf.constant([99, row], tf.int64)
-        alone = answer(inputs=inputs, seeds=seeds)
-        np.testing.assert_allclose(alone["mean"][1], together["mean"][row], atol=1e-6)
+        samples = kdrop.sample(model, points[[row]], 20, seed=seed, verbose=0)
+        assert_summarises({k: x[row : row + 1] for k, x in answer.items()}, samples)
 
 
-def test_two_processes_agree_on_a_seed_and_on_nothing_else(exported_path, tmp_path):
-    np.save(tmp_path / "points.npy", POINTS)
+def test_answers_for_a_row_do_not_depend_on_its_batch(points, signatures):
+    serve, sample = signatures["serve"], signatures["sample_seeded"]
+    batch = sample(inputs=tf.constant(points), seeds=tf.range(7, dtype=tf.int64))
+    for row in (0, 6):
+        inputs, seeds = tf.constant(points[[3, row]]), tf.constant([99, row], tf.int64)
+        pair = sample(inputs=inputs, seeds=seeds)
+        np.testing.assert_allclose(pair["mean"][1], batch["mean"][row], atol=1e-6)
+    batch = serve(inputs=tf.constant(points))["probabilities"]
+    row = serve(inputs=tf.constant(points[6:]))["probabilities"]
+    np.testing.assert_allclose(row, batch[6:], rtol=1e-5, atol=1e-7)
+
+
+def test_tensorflow_alone_computes_the_same(
+    model, points, signatures, exported_path, tmp_path
+):
+    np.save(tmp_path / "points.npy", points)
     code = """
 import sys
-sys.modules["keras"] = sys.modules["kdrop"] = None  # an import of them raises
+sys.modules["keras"] = sys.modules["kdrop"] = None  # makes their import fail
 import numpy as np, tensorflow as tf
 points = tf.constant(np.load("points.npy"))
-loaded = tf.saved_model.load(sys.argv[2]).signatures
-fresh = loaded["sample"](inputs=points)
-seeded = loaded["sample_seeded"](inputs=points, seeds=tf.range(7, dtype=tf.int64))
-np.savez(sys.argv[1], fresh=fresh["mean"], **seeded)
+loaded = tf.saved_model.load(sys.argv[1]).signatures
+for name in ("serve", "serving_default", "sample"):
+    np.savez(name, **loaded[name](inputs=points))
+seeds = tf.range(7, dtype=tf.int64)
+np.savez("sample_seeded", **loaded["sample_seeded"](inputs=points, seeds=seeds))
 """
-    for name in ("one.npz", "other.npz"):
-        command = [sys.executable, "-c", code, name, str(exported_path)]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
-    one, other = np.load(tmp_path / "one.npz"), np.load(tmp_path / "other.npz")
-    assert (one["fresh"] != other["fresh"]).any(axis=1).all()
-    for name in ("mean", "std", "entropy", "mutual_information"):
-        np.testing.assert_array_equal(one[name], other[name])
+    command = [sys.executable, "-c", code, str(exported_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    names = ("serve", "serving_default", "sample", "sample_seeded")
+    answers = {name: np.load(tmp_path / f"{name}.npz") for name in names}
+    expected = model.predict(points, verbose=0)
+    for name in ("serve", "serving_default"):
+        assert set(answers[name]) == {"probabilities"}
+        np.testing.assert_allclose(answers[name]["probabilities"], expected, atol=1e-6)
+    here = signatures["sample"](inputs=tf.constant(points))
+    assert (answers["sample"]["mean"] != here["mean"]).numpy().any(axis=1).all()
+    seeds = tf.range(7, dtype=tf.int64)
+    here = signatures["sample_seeded"](inputs=tf.constant(points), seeds=seeds)
+    for name in SUMMARY:
+        np.testing.assert_array_equal(answers["sample_seeded"][name], here[name])
 
 
-def test_concurrent_samples_are_all_distinct(exported):
-    sample = exported.signatures["sample"]
-    inputs = tf.constant(np.repeat(POINTS[:1], 2, axis=0))
+def test_concurrent_samples_are_all_distinct(points, signatures):
+    inputs = tf.constant(np.repeat(points[:1], 2, axis=0))
     with ThreadPoolExecutor(8) as threads:
-        answers = threads.map(lambda _: sample(inputs=inputs)["mean"], range(200))
+        answers = threads.map(
+            lambda _: signatures["sample"](inputs=inputs)["mean"], range(100)
+        )
     answers = np.concatenate([answer.numpy() for answer in answers])
-    assert len(np.unique(answers, axis=0)) == 400
+    assert len(np.unique(answers, axis=0)) == 200
 
 
-def reached(graph):
+def reachable(graph):
     """The nodes of a graph and of the functions that it calls, and those functions."""
     library = {function.signature.name: function for function in graph.library.function}
     nodes, functions, names = list(graph.node), [], set()
-    for node in nodes:  # which grows meanwhile
+    for node in nodes:  # grows in the loop
         for value in node.attr.values():
             for called in [value.func, *value.list.func]:
                 if called.name and called.name not in names:
@@ -177,137 +139,89 @@ def reached(graph):
     return nodes, functions
 
 
-def test_only_fresh_samples_are_random_and_nothing_needs_xla(exported):
-    for name, signature in exported.signatures.items():
-        nodes, functions = reached(signature.graph.as_graph_def())
-        random = {node.op for node in nodes if "Random" in node.op}
-        assert random == ({"RandomUniformInt"} if name == "sample" else set())
-        assert not any(x.attr["_XlaMustCompile"].b for x in [*nodes, *functions])
-        assert (len(nodes) > 100) == name.startswith("sample")
+@pytest.mark.parametrize(
+    "name", ["serve", "serving_default", "sample", "sample_seeded"]
+)
+def test_only_unseeded_samples_are_random_and_nothing_needs_xla(signatures, name):
+    nodes, functions = reachable(signatures[name].graph.as_graph_def())
+    random = {node.op for node in nodes if "Random" in node.op}
+    assert random == ({"RandomUniformInt"} if name == "sample" else set())
+    assert not any(x.attr["_XlaMustCompile"].b for x in [*nodes, *functions])
+    assert (len(nodes) > 100) == name.startswith("sample")
 
 
-def test_at_rest_the_graph_holds_nothing_but_the_scaling_of_vanilla(tmp_path):
-    def operations(dropout):
-        path = export(kdrop.models.spiral_mlp(dropout), tmp_path)
-        serve = tf.saved_model.load(str(path)).signatures["serve"]
-        nodes, _ = reached(serve.graph.as_graph_def())
+def test_at_inference_only_vanilla_dropout_adds_operations():
+    def operations(*layers):
+        dense = keras.layers.Dense(3, activation="softmax")
+        interface = Interface(keras.Sequential([keras.Input((2,)), *layers, dense]))
+        serve = tracing()(interface.serve)
+        serve = tf.function(
+            serve, input_signature=[interface.argument], autograph=False
+        )
+        nodes, _ = reachable(serve.get_concrete_function().graph.as_graph_def())
         return collections.Counter(node.op for node in nodes)
 
-    assert operations(kdrop.InvertedDropout) == operations(None)
-    scaling = operations(kdrop.VanillaDropout) - operations(None)
-    assert scaling == {"Mul": 2, "Const": 2}  # of two layers
+    none = operations()
+    assert operations(kdrop.InvertedDropout(0.5)) == none
+    assert operations(kdrop.VanillaDropout(0.5)) - none == {"Mul": 1, "Const": 1}
 
 
-def test_a_regression_has_no_entropy_and_a_model_at_rest_no_samples(model, tmp_path):
-    loaded = tf.saved_model.load(str(export(model, tmp_path, task="regression")))
-    answer = loaded.signatures["sample"](inputs=tf.constant(POINTS))
-    assert set(answer) == {"mean", "std"}
-    plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    loaded = tf.saved_model.load(str(export(plain, tmp_path)))
-    assert set(loaded.signatures) == {"serve", "serving_default"}
+def test_the_folder_holds_labels_record_history_and_pictures(exported_path):
+    labels = exported_path / "assets" / "labels.txt"
+    assert labels.read_text() == "red\ngreen\nblue\n"
+    text = (exported_path / "experiment.json").read_text()
+    record = json.loads(text, parse_constant=int)  # fails on NaN
+    assert record["settings"] == {"rate": 0.5}
+    assert record["metrics"] == {"test_loss": None}
+    assert record["made_with"]["tensorflow"] == tf.__version__
+    assert record["made_with"]["keras"] == keras.__version__
+    assert (exported_path / "history.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
+    assert (exported_path / "picture.png").read_bytes() == b"drawn"
 
 
-def test_the_keras_file_goes_on_as_the_model(model, tmp_path):
-    path = export(model, tmp_path / "served")
-    loaded = keras.models.load_model(path / "model.keras")
-    np.testing.assert_array_equal(
-        loaded.predict(POINTS, verbose=0), model.predict(POINTS, verbose=0)
+@pytest.fixture(scope="module")
+def definitions(exported_path):
+    saved = saved_model_pb2.SavedModel.FromString(
+        (exported_path / "saved_model.pb").read_bytes()
     )
-    assert loaded.get_layer("drop").rate == 0.5
+    (graph,) = saved.meta_graphs
+    assert list(graph.meta_info_def.tags) == ["serve"]
+    signatures = {k: v for k, v in graph.signature_def.items() if k[:2] != "__"}
+    assert set(signatures) == {"serve", "serving_default", "sample", "sample_seeded"}
+    return signatures
 
 
-def test_it_holds_names_settings_versions_curves_and_pictures(model, tmp_path):
-    path = export(
-        model,
-        tmp_path / "served",
-        labels=LABELS,
-        record={"settings": {"rate": 0.5}, "metrics": {"test_accuracy": 0.9}},
-        history={"epoch": [1, 2], "loss": [0.5, 0.25]},
-        draw=lambda folder: (folder / "picture.png").write_bytes(b"drawn"),
-    )
-    assert (path / "assets" / "labels.txt").read_text() == "cat\ndog\nemu\n"
-    told = json.loads((path / "experiment.json").read_text())
-    assert told["settings"] == {"rate": 0.5}
-    assert told["metrics"] == {"test_accuracy": 0.9}
-    assert told["made_with"]["tensorflow"] == tf.__version__
-    assert told["made_with"]["keras"] == keras.__version__
-    assert (path / "history.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
-    assert (path / "picture.png").read_bytes() == b"drawn"
-    assert path.stat().st_mode & 0o777 == 0o755
+def answer(signature, request):
+    inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+    return signature(**inputs)
 
 
-def test_the_warm_up_is_requests_that_the_signatures_answer(exported_path, exported):
-    records = tf.data.TFRecordDataset(str(exported_path / WARM_UP)).as_numpy_iterator()
-    answers = {}
-    for record in records:
-        log = prediction_log_pb2.PredictionLog.FromString(record)
+def test_a_model_server_can_batch_every_signature(definitions, signatures):
+    # It joins requests along axis 0, and splits the outputs at the same rows.
+    for name, definition in definitions.items():
+        assert definition.method_name == "tensorflow/serving/predict"
+        request = predict_pb2.PredictRequest()
+        for key, info in definition.inputs.items():
+            sizes = [dim.size for dim in info.tensor_shape.dim]
+            assert sizes[0] == -1 and all(size > 0 for size in sizes[1:])
+            values = np.random.default_rng(0).uniform(0, 255, (5, *sizes[1:]))
+            values = values.astype(tf.as_dtype(info.dtype).as_numpy_dtype)
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(values))
+        for info in definition.outputs.values():
+            assert info.tensor_shape.dim[0].size == -1
+        outputs = answer(signatures[name], request)
+        assert {key: len(output) for key, output in outputs.items()} == dict.fromkeys(
+            definition.outputs, 5
+        )
+
+
+def test_a_model_server_can_replay_the_warm_up(signatures, exported_path):
+    names = []
+    for record in tf.data.TFRecordDataset(str(exported_path / WARM_UP)):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        assert log.WhichOneof("log_type") == "predict_log"
         request = log.predict_log.request
         assert request.model_spec.name == exported_path.parent.name
-        name = request.model_spec.signature_name
-        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
-        answers[name] = exported.signatures[name](**inputs)
-    assert list(answers) == ["serving_default", "sample"]
-    assert answers["serving_default"]["probabilities"].shape == (1, 3)
-    assert answers["sample"]["mean"].shape == (1, 3)
-
-
-def test_versions_count_up_and_are_never_touched(model, tmp_path):
-    folder = tmp_path / "served"
-    first = export(model, folder)
-    before = {p: p.stat().st_mtime_ns for p in first.rglob("*")}
-    (folder / "7").mkdir()
-    (folder / "notes").mkdir()
-    assert export(model, folder).name == "8"
-    assert versions(folder) == [1, 7, 8]
-    assert {p: p.stat().st_mtime_ns for p in first.rglob("*")} == before
-
-
-def test_a_version_taken_meanwhile_is_not_overwritten(model, tmp_path):
-    folder = tmp_path / "served"
-
-    def another_process(partial):
-        (folder / "1").mkdir()
-        (folder / "1" / "saved_model.pb").write_bytes(b"theirs")
-
-    assert export(model, folder, draw=another_process).name == "2"
-    assert (folder / "1" / "saved_model.pb").read_bytes() == b"theirs"
-
-
-@pytest.mark.parametrize("stop", [OSError("disk full"), KeyboardInterrupt()])
-def test_it_appears_whole_or_not_at_all(model, tmp_path, stop):
-    folder = tmp_path / "served"
-    export(model, folder)
-    seen = []
-
-    def fail(partial):
-        # All but the pictures is written, and no server would take it for a version.
-        seen.append(partial)
-        assert (partial / "saved_model.pb").exists()
-        assert not partial.name.isdecimal() and versions(folder) == [1]
-        raise stop
-
-    with pytest.raises(type(stop)):
-        export(model, folder, draw=fail)
-    assert [p.name for p in folder.iterdir()] == ["1"]
-    assert not seen[0].exists()
-
-
-def test_what_a_killed_process_left_is_swept_after_a_day(model, tmp_path):
-    for name, age in (("old", 2 * 86400), ("new", 60)):
-        left = tmp_path / f".partial-{name}"
-        left.mkdir()
-        os.utime(left, (time.time() - age,) * 2)
-    export(model, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-new", "1"]
-
-
-def test_a_diverged_run_is_still_json(model, tmp_path):
-    path = export(model, tmp_path, record={"metrics": {"test_loss": float("nan")}})
-    told = json.loads((path / "experiment.json").read_text(), parse_constant=int)
-    assert told["metrics"] == {"test_loss": None}
-
-
-def test_a_folder_that_cannot_be_written_is_named(model, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/served cannot be written"):
-        export(model, tmp_path / "file" / "served")
+        names.append(request.model_spec.signature_name)
+        assert answer(signatures[names[-1]], request)
+    assert names == ["serving_default", "sample"]

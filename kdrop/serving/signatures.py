@@ -1,0 +1,179 @@
+"""The signatures of an exported model (`serve`, `sample`, `sample_seeded`), warmed up.
+
+A model server answers the warm-up requests before it reports that it is ready. Their
+file has the format of TensorFlow Serving:
+https://www.tensorflow.org/tfx/serving/saved_model_warmup
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from kdrop import backend, keras_internals
+from kdrop.ensemble.checks import stateful_layers, warn_of_other_dropout
+from kdrop.ensemble.compiled_sampler import MEMORY, CompiledSampler
+from kdrop.ensemble.sampling import Sampler
+from kdrop.ensemble.split import SplitModel
+from kdrop.ensemble.uncertainty import summarise_tensors
+from kdrop.errors import UserError
+from kdrop.layers.base import active_drop_layers
+from kdrop.masks import run
+from kdrop.serving.interface import Interface
+
+WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
+
+
+def write_saved_model(model, path: Path, passes: int, task) -> None:
+    """Write a SavedModel and its warm-up requests; the arguments are as in `export`."""
+    layers = keras_internals.layers_of(model)
+    if any(isinstance(layer, Sampler) for layer in layers):
+        raise UserError(
+            f"{model.name!r} contains a Sampler, which drops at inference: export the "
+            "model that it samples; the export adds a signature `sample`"
+        )
+    interface = Interface(model)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    specification = [interface.argument]
+    serve = archive.add_endpoint("serve", tracing()(interface.serve), specification)
+    signatures = {"serving_default": serve}
+    outputs = serve.get_concrete_function().structured_outputs
+    sampled = active_drop_layers(model) and not stateful_layers(model)
+    if tasks := interface.tasks(outputs, task) if sampled else {}:
+        warn_of_other_dropout(model)
+        seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
+        archive.add_endpoint("sample_seeded", seeded)
+
+        def sample(inputs):
+            # Unlike a generator, which has a variable, this operation can run in many
+            # threads at once. Each process seeds it at random.
+            seeds = tf.raw_ops.RandomUniformInt(
+                shape=[tf.shape(tree.flatten(inputs)[0])[0]],
+                minval=tf.constant(tf.int64.min, tf.int64),
+                maxval=tf.constant(tf.int64.max, tf.int64),
+            )
+            return seeded(inputs, seeds)
+
+        signatures["sample"] = archive.add_endpoint("sample", sample, specification)
+    archive.write_out(str(path), verbose=False)
+    _write_requests(path, signatures, interface)
+
+
+@contextlib.contextmanager
+def tracing():
+    """Trace a function with plain kernels and separately from other traces."""
+    token = run.exporting.set(True)
+    try:
+        with backend.retraced_for(backend.new_trace_key()):
+            yield
+    finally:
+        run.exporting.reset(token)
+
+
+def _split(interface):
+    """The model's prefix and suffix, and how many rows of the suffix fit in memory."""
+    if interface.batch_size:
+        return SplitModel(interface.call), 1
+    example = interface.pack(interface.zeros())
+    try:
+        sampler = CompiledSampler(interface.call, example)
+        return sampler.split, sampler.max_rows(sampler.prefix(example), MEMORY)
+    except (ValueError, tf.errors.OpError):
+        # Size 1 in place of unknown sizes may be too small for the model.
+        split = SplitModel(interface.call)
+        split.compute_one_by_one()
+        return split, 1
+
+
+def _sample_seeded(interface, passes, tasks, several_outputs):
+    """The function `sample_seeded`, which takes a seed for each row.
+
+    The masks of a row depend on its seed and the sample's number alone, so that a model
+    server may batch requests.
+    """
+    if "seeds" in interface.inputs:
+        raise UserError("a model with drop layers must not have an input named seeds")
+    split, max_rows = _split(interface)
+    seeds = tf.TensorSpec((None,), tf.int64, name="seeds")
+
+    @tf.function(input_signature=[interface.argument, seeds], autograph=False)
+    @tracing()
+    def sample_seeded(inputs, seeds):
+        batch = tf.shape(tree.flatten(inputs)[0])[0]
+        message = "seeds must be one for each row"
+        tf.debugging.assert_equal(tf.size(seeds), batch, message)
+        prefix_outputs = split.prefix(interface.pack(inputs))
+        low, high = tf.unstack(tf.bitcast(seeds, tf.uint32), axis=-1)
+        chunk = tf.clip_by_value(max_rows // tf.maximum(batch, 1), 1, passes)
+        chunks = -(-passes // chunk)
+        chunk = -(-passes // chunks)  # chunks of equal size
+
+        def compute(first):
+            numbers = tf.cast(tf.range(first, first + chunk), tf.uint32)
+            places, high_words, low_words = (
+                tf.tile(each, [chunk]) for each in (tf.range(batch), high, low)
+            )
+            # The rows of `kdrop.sample` for a batch of one example and this seed.
+            rows = [tf.repeat(numbers, batch), high_words, low_words]
+            rows = tf.stack(rows, axis=1)
+            outputs = interface.name(split.sample(prefix_outputs, places, rows))
+            return {name: tf.cast(outputs[name], tf.float32) for name in tasks}
+
+        samples = tf.map_fn(
+            compute,
+            chunk * tf.range(chunks),
+            fn_output_signature=dict.fromkeys(tasks, tf.float32),
+            parallel_iterations=1,
+        )
+        answer = {}
+        for name, values in samples.items():
+            # With -1 in place of `batch`, an output of other rows would pass unnoticed.
+            sizes = [chunks * chunk, batch], tf.shape(values)[2:]
+            values = tf.reshape(values, tf.concat(sizes, axis=0))[:passes]
+            for key, summary in summarise_tensors(values, tasks[name]).items():
+                answer[f"{name}_{key}" if several_outputs else key] = summary
+        return answer
+
+    return sample_seeded
+
+
+def _prediction_log(**fields):
+    from tensorflow_serving.apis import prediction_log_pb2  # an optional dependency
+
+    return prediction_log_pb2.PredictionLog(**fields)  # ty: ignore[missing-attribute]
+
+
+def _write_requests(version: Path, signatures, interface) -> None:
+    """Write one request for each signature, or no file if one rejects the inputs."""
+    inputs = interface.zeros()
+    tensors = interface.by_name(inputs)
+    protos = {name: tf.make_tensor_proto(x.numpy()) for name, x in tensors.items()}
+    logs = []
+    for name, function in signatures.items():
+        try:
+            function(inputs)
+        except tf.errors.OpError:
+            return
+        model = {"name": version.parent.name, "signature_name": name}
+        request = {"model_spec": model, "inputs": protos}
+        logs.append(_prediction_log(predict_log={"request": request}))
+    (version / WARM_UP).parent.mkdir()
+    with tf.io.TFRecordWriter(str(version / WARM_UP)) as writer:
+        for log in logs:
+            writer.write(log.SerializeToString())  # ty: ignore[missing-attribute]
+
+
+def read_requests(version: Path) -> Iterator[tuple[str, dict]]:
+    """The signature and the inputs of each warm-up request of a version."""
+    if (version / WARM_UP).exists():
+        for record in tf.data.TFRecordDataset(str(version / WARM_UP)):
+            log = _prediction_log()
+            log.ParseFromString(record.numpy())
+            request = log.predict_log.request
+            arrays = {name: tf.make_ndarray(x) for name, x in request.inputs.items()}
+            tensors = {name: tf.constant(array) for name, array in arrays.items()}
+            yield request.model_spec.signature_name, tensors

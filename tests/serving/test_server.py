@@ -1,0 +1,236 @@
+"""The versions that the server loads, and the server under concurrent requests."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kdrop.serving import export
+from kdrop.serving.signatures import WARM_UP
+
+httpx = pytest.importorskip("httpx", reason="KServe is not installed")
+pytest.importorskip("kserve", reason="KServe is not installed: the extra serve")
+
+V1, V2 = "/v1/models/spiral:predict", "/v2/models/spiral/infer"
+INVALID = {"instances": [[1, 2, 3]]}
+
+
+@pytest.fixture
+def served():
+    from kdrop.serving.server import ServedFolder
+
+    return ServedFolder
+
+
+def test_the_newest_version_that_can_be_loaded_is_served(
+    served, plain_path, tmp_path, caplog
+):
+    caplog.set_level("INFO", "kdrop.serving")
+    folder = tmp_path / "model"
+    models = served(folder)
+    (folder / "1").mkdir(parents=True)
+    models.refresh()
+    assert not models.models and "model/1, which cannot be loaded" in caplog.text
+    shutil.copytree(plain_path, folder / "2")
+    models.refresh()
+    assert models.get_model("model").version == "2"
+    shutil.copytree(plain_path, folder / "5")
+    (folder / "5" / "saved_model.pb").write_bytes(b"broken")
+    caplog.clear()
+    models.refresh()
+    models.refresh()
+    assert models.get_model("model").version == "2"
+    assert caplog.text.count("skipped") == 1  # once, not at each refresh
+    shutil.copy(plain_path / "saved_model.pb", folder / "5")
+    models.refresh()
+    assert models.get_model("model").version == "5"
+    shutil.rmtree(folder / "5")
+    models.refresh()
+    assert models.get_model("model").version == "2"
+
+
+def test_a_version_whose_warm_up_fails_is_skipped(served, exported_path, tmp_path):
+    shutil.copytree(exported_path, tmp_path / "model" / "1")
+    (tmp_path / "model" / "1" / WARM_UP).write_bytes(b"not a record")
+    models = served(tmp_path / "model")
+    models.refresh()
+    assert not models.models
+
+
+@contextmanager
+def running(folder, log, port=0):
+    """A server process, and a client with a pool of connections to it."""
+    command = [sys.executable, "-m", "kdrop.serving", str(folder)]
+    command += ["--port", str(port)]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, stdout=file)
+    try:
+        end = time.monotonic() + 600
+        while "http://" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        address = log.read_text().split("at http://")[1].split()[0]
+        transport = httpx.HTTPTransport(retries=50)  # of connecting
+        with httpx.Client(
+            base_url=f"http://{address}", transport=transport, timeout=600
+        ) as client:
+            assert client.get("/v2/health/ready").json() == {"ready": True}
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(exported_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(exported_path, folder / "spiral" / "1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "log"
+    with running(folder, log) as (process, client):
+        yield client
+        process.terminate()
+        assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def expected(signatures, points):
+    return signatures["serve"](inputs=tf.constant(points))["probabilities"].numpy()
+
+
+def wait_until(condition, seconds=600):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_health_and_metrics(client, points):
+    assert client.get("/v2/models/spiral/ready").json()["ready"]
+    assert "spiral" in client.get("/v1/models").json()["models"]
+    client.post(V1, json={"instances": points.tolist()})
+    line = 'request_predict_seconds_count{model_name="spiral"}'
+    assert line in client.get("/metrics").text
+
+
+def test_concurrent_requests_get_their_answers(client, signatures, request):
+    count = request.config.getoption("--requests")
+    points = np.random.default_rng(1).normal(size=(count, 2)).astype("float32")
+    expected = signatures["serve"](inputs=tf.constant(points))["probabilities"]
+    tensor = {"name": "inputs", "shape": [1, 2], "datatype": "FP32"}
+
+    def ask(number):
+        rows = points[number : number + 1].tolist()
+        if number % 4 == 3:
+            assert client.post(V1, json=INVALID).status_code == 400
+        elif number % 4 == 2:
+            body = {"inputs": [{**tensor, "data": rows}]}
+            answer = client.post(V2, json=body).json()
+            assert np.allclose(answer["outputs"][0]["data"], expected[number])
+        else:
+            answer = client.post(V1, json={"instances": rows}).json()
+            assert np.allclose(answer["predictions"], expected[number : number + 1])
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(count))) == list(range(count))
+
+
+def test_a_new_version_takes_over_between_requests(
+    client, folder, exported_path, expected, points, model, tmp_path
+):
+    url, body = "/v1/models/changing:predict", {"instances": points.tolist()}
+    shutil.copytree(exported_path, tmp_path / "changing" / "1")
+    (tmp_path / "changing").rename(folder / "changing")
+    wait_until(lambda: client.post(url, json=body).status_code == 200)
+    changed = keras.models.clone_model(model)
+    second = changed.predict(points, verbose=0)
+    assert not np.allclose(second, expected)
+    answers = []
+
+    def ask():
+        while not answers or answers[-1]["model_version"] != "2":
+            answers.append(client.post(url, json=body).json())
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        export(changed, folder / "changing", passes=1)
+        asking.result(60)
+    versions = [answer["model_version"] for answer in answers]
+    assert versions[0] == "1" and versions == sorted(versions)
+    for answer in answers:
+        right = expected if answer["model_version"] == "1" else second
+        np.testing.assert_allclose(answer["predictions"], right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_a_request_finish_on_its_version(plain_path, tmp_path):
+    folder, url = tmp_path / "slow", "/v1/models/slow:predict"
+    shutil.copytree(plain_path, folder / "1")
+    with running(folder, tmp_path / "log") as (process, client):
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(client.post, url, json={"instances": [600_000]})
+            shutil.copytree(plain_path, tmp_path / "2")
+            (tmp_path / "2").rename(folder / "2")
+            quick = {"instances": [1]}
+            wait_until(
+                lambda: client.post(url, json=quick).json()["model_version"] == "2"
+            )
+            process.send_signal(signal.SIGTERM)
+            assert not slow.done()
+            answer = slow.result().json()
+        assert answer == {"predictions": [600_000], "model_version": "1"}
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_server_killed_under_load_can_be_restarted(
+    folder, expected, points, tmp_path
+):
+    body = json.dumps({"instances": points.tolist()})
+    answers, errors, stop = [], [], threading.Event()
+
+    def ask(url):
+        with httpx.Client(timeout=600) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post(url, content=body).json()["predictions"]
+                except httpx.TransportError as error:
+                    errors.append(error)
+                    time.sleep(0.05)
+                else:
+                    np.testing.assert_allclose(answer, expected, rtol=1e-5)
+                    answers.append(url)
+
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            with running(folder, tmp_path / "first") as (process, client):
+                port = client.base_url.port
+                asking = [pool.submit(ask, f"{client.base_url}{V1}") for _ in range(4)]
+                wait_until(lambda: len(answers) > 100)
+                process.kill()
+                process.wait()
+            wait_until(lambda: len(errors) > 4)
+            before = len(answers)
+            with running(folder, tmp_path / "second", port):
+                wait_until(lambda: len(answers) > before + 100)
+                stop.set()
+                for each in asking:
+                    each.result()
+        finally:
+            stop.set()
