@@ -6,16 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-try:
+from kdrop.errors import UserError, check_choice, one_sentence
+
+with one_sentence("benchmarks", "train,serve"):
     from rich.console import Console
 
     from benchmarks import harness, inference, layers, scaling, training
-    from kdrop.errors import UserError, check_choice
-except ModuleNotFoundError as missing:
-    if __name__ != "__main__":
-        raise
-    print(f"benchmarks: {missing}: pip install '.[train,serve]'", file=sys.stderr)
-    sys.exit(2)
 
 SUBJECTS = {**layers.SUBJECTS, **inference.SUBJECTS, **training.SUBJECTS}
 COMPARISONS = {n: c for subject in SUBJECTS.values() for n, c in subject.items()}
@@ -35,7 +31,7 @@ def main() -> int:
     parser.add_argument("--in-process", choices=COMPARISONS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.names or [*SUBJECTS, "scaling"]
-    try:
+    with one_sentence("benchmarks", "train,serve"):
         if options.in_process:
             print(json.dumps(harness.measure(COMPARISONS[options.in_process])))
             return 0
@@ -43,9 +39,6 @@ def main() -> int:
             check_choice("benchmark", name, [*SUBJECTS, "scaling", *COMPARISONS])
         if options.processes < 1:
             raise UserError(f"--processes is {options.processes}, but must be above 0.")
-    except UserError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows, code = [], 0
     for name in [n for each in names for n in SUBJECTS.get(each, [each])]:

@@ -6,10 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
-try:
+from kdrop.errors import UserError, check_choice, one_sentence
+
+with one_sentence("studies", "train"):
     from rich.console import Console
 
-    from kdrop.errors import UserError, check_choice
     from kdrop.serving.versions import check_writable
     from kdrop.training.run import load_data
     from studies.cifar import alexnet, family
@@ -17,11 +18,6 @@ try:
     from studies.runner import Runner
     from studies.spiral import spiral
     from studies.study import answer, settings, table, write
-except ModuleNotFoundError as missing:
-    if __name__ != "__main__":
-        raise
-    print(f"studies: {missing}: pip install '.[train]'", file=sys.stderr)
-    sys.exit(2)
 
 STUDIES = {f.__name__: f for f in (regularisers, rate, votes, family, spiral, alexnet)}
 
@@ -69,10 +65,8 @@ def main() -> int:
     for stop in signal.SIGINT, signal.SIGTERM:
         signal.signal(stop, signal.default_int_handler)
     try:
-        folder = conduct(console=console, **vars(options))
-    except (UserError, ModuleNotFoundError, OSError) as error:
-        print(f"studies: {error}", file=sys.stderr)
-        return 2
+        with one_sentence("studies", "train"):
+            folder = conduct(console=console, **vars(options))
     except KeyboardInterrupt:
         print("Stopped: run the same command again to resume.", file=sys.stderr)
         return 130

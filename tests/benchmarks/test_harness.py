@@ -23,7 +23,10 @@ def run(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
-        code = command.main()
+        try:
+            code = command.main()
+        except SystemExit as exit_:
+            code = exit_.code
         return code, *capsys.readouterr()
 
     return run

@@ -162,7 +162,9 @@ def test_a_dead_process_gives_an_error_message(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(
         sys, "argv", ["studies", "spiral", "--jobs", "1", "--output", str(tmp_path)]
     )
-    assert main.main() == 2
+    with pytest.raises(SystemExit) as exit_:
+        main.main()
+    assert exit_.value.code == 2
     assert "studies: A process has died, perhaps for lack of" in capfd.readouterr().err
     assert not multiprocessing.active_children()
 
@@ -347,7 +349,9 @@ def test_a_wrong_input_gives_an_error_message(
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
     monkeypatch.setattr(sys, "argv", ["studies", *arguments])
-    assert main.main() == 2
+    with pytest.raises(SystemExit) as exit_:
+        main.main()
+    assert exit_.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("studies: ") and message.count("\n") == 1
     assert sentence in message
