@@ -8,8 +8,7 @@ from kdrop.ensemble.sampling import Sampler, sample
 from kdrop.ensemble.uncertainty import summarise
 from kdrop.layers import *  # noqa: F403
 from kdrop.layers.base import drop_layers
-from kdrop.layers.clock import StepClock
-from kdrop.layers.rate_schedule import RateSchedule
+from kdrop.layers.callbacks import RateSchedule, StepClock
 from kdrop.layers.replace import replace
 
 __version__ = "0.1.0"

@@ -1,7 +1,4 @@
-"""All that differs between TensorFlow and JAX, and their private names.
-
-Only this file breaks if a new version of either moves a private name.
-"""
+"""All that differs between TensorFlow and JAX, and every private name of theirs."""
 
 import contextlib
 import os
@@ -9,29 +6,21 @@ import sys
 
 import numpy as np
 
-BACKENDS = ("tensorflow", "jax")
+# Keras is not imported first: it fails if its backend is not installed.
+_backend = None if "keras" in sys.modules else os.environ.get("KERAS_BACKEND")
+if not _backend:
+    import keras
 
-
-def check_backend():
-    """Raise `ImportError` unless Keras runs on TensorFlow or JAX."""
-    # Keras is not imported first: it fails if its backend is not installed.
-    name = None if "keras" in sys.modules else os.environ.get("KERAS_BACKEND")
-    if not name:
-        import keras
-
-        name = keras.backend.backend()
-    if name not in BACKENDS:
-        raise ImportError(
-            f"kdrop runs on the Keras backends {' and '.join(BACKENDS)}. Received: "
-            f"{name!r}; set KERAS_BACKEND to one of them before Keras is imported."
-        )
-
-
-check_backend()
+    _backend = keras.backend.backend()
+if _backend not in ("tensorflow", "jax"):
+    raise ImportError(
+        "kdrop runs on the Keras backends tensorflow and jax. Received: "
+        f"{_backend!r}; set KERAS_BACKEND to one of them before Keras is imported."
+    )
 
 import keras  # noqa: E402
 
-if keras.backend.backend() == "tensorflow":
+if _backend == "tensorflow":
     import tensorflow as tf
     from tensorflow.python.ops import control_flow_util
     from tensorflow.python.saved_model.save_context import _save_context
@@ -43,9 +32,6 @@ else:
 def name() -> str:
     """The backend that Keras runs on."""
     return keras.backend.backend()
-
-
-# Traces
 
 
 def current_trace():
@@ -104,44 +90,35 @@ class TraceKey:
         return True
 
 
-def new_trace_key():
-    """A key for `retraced_for`; `None` on JAX, which does not need one."""
-    return TraceKey() if name() == "tensorflow" else None
-
-
 @contextlib.contextmanager
 def retraced_for(key):
-    """A context in which every `tf.function` uses the traces of this key.
+    """A context in which every `tf.function` uses the traces of this `TraceKey`.
 
     A layer reads more than its arguments, for example whether it is being sampled. All
     of that must be part of the cache key: otherwise a trace made at inference would be
-    reused for sampling, and the reverse.
+    reused for sampling, and the reverse. `None` stands for the traces without a key.
     """
-    if key is None:
+    if name() == "jax":  # which does not need a key
         yield
         return
-    before = _swap_save_options(key)
+    before = _save_context.options() if _save_context.in_save_context() else None
+    _set_save_options(key)
     try:
         yield
     finally:
-        _swap_save_options(before)
+        _set_save_options(before)
 
 
-@contextlib.contextmanager
+def _set_save_options(options):
+    _save_context.exit_save_context()
+    if options is not None:
+        _save_context.enter_save_context(options)
+
+
 def shared_traces():
-    """A context in which functions use the traces from outside of `retraced_for`.
-
-    For the kernels, which depend only on their arguments.
-    """
-    key = current_trace_key() if name() == "tensorflow" else None
-    if key is None:
-        yield
-        return
-    _swap_save_options(None)
-    try:
-        yield
-    finally:
-        _swap_save_options(key)
+    """A context without the key, for kernels, which depend only on their arguments."""
+    keyed = name() == "tensorflow" and current_trace_key() is not None
+    return retraced_for(None) if keyed else contextlib.nullcontext()
 
 
 def current_trace_key():
@@ -150,21 +127,8 @@ def current_trace_key():
     return options if isinstance(options, TraceKey) else None
 
 
-def _swap_save_options(options):
-    """Set the options of the running save, and return the previous ones."""
-    before = _save_context.options() if _save_context.in_save_context() else None
-    _save_context.exit_save_context()
-    if options is not None:
-        _save_context.enter_save_context(options)
-    return before
-
-
 class CallCounter:
-    """Counts calls while a graph runs, for calls that are traced once and run often.
-
-    Args:
-        trace: The `current_trace` whose every run counts from 0.
-    """
+    """Counts calls from 0 in each run of a trace, even calls that are traced once."""
 
     def __init__(self, trace):
         # Each run of the graph creates a table, so concurrent runs do not share one.
@@ -191,18 +155,12 @@ class CallCounter:
         return count[0]
 
 
-# Batches
-
-
 def with_equal_rows(rows, inputs, message):
     """`rows`, which fail with a message if `inputs` have another number of rows."""
     sizes = tf.shape(inputs)[0], tf.shape(rows)[0]
     equal = tf.debugging.assert_equal(*sizes, message)
     with tf.control_dependencies([equal]):
         return tf.identity(rows)
-
-
-# Replicas
 
 
 def strategy_scope(model):

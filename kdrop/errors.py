@@ -11,19 +11,15 @@ class UserError(ValueError):
 
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
-    """Raise `UserError`, which names the nearest choice, if `name` is not a choice.
-
-    Args:
-        kind: What is chosen, for the message: "data set".
-    """
+    """Raise `UserError`, which names the nearest choice, if `name` is not a choice."""
     choices = list(choices)
     if name in choices:
         return
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    hint = (
-        f"did you mean {by_lower[near[0]]}?" if near else f"take {', '.join(choices)}."
-    )
+    hint = f"take {', '.join(choices)}."
+    if near:
+        hint = f"did you mean {by_lower[near[0]]}?"
     raise UserError(f"There is no {kind} {name!r}: {hint}")
 
 
@@ -32,11 +28,7 @@ def one_sentence(program: str, extra: str) -> Generator[None]:
     """Exit with status 2 and one sentence on standard error instead of a traceback.
 
     It reports a `UserError`, an `OSError`, and a missing package together with the
-    command that installs it.
-
-    Args:
-        program: The name of the command, which begins the sentence.
-        extra: The optional dependencies that the command needs.
+    command that installs the optional dependencies `extra`.
     """
     try:
         yield

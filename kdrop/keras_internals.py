@@ -1,7 +1,4 @@
-"""Every private name of Keras that is used.
-
-Only this file breaks if a new version of Keras moves one.
-"""
+"""Every private name of Keras: only this file breaks if a new version moves one."""
 
 import importlib
 
@@ -12,39 +9,17 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import Trainer
 
+_COMPILED_FUNCTIONS = {"train_function", "test_function", "predict_function"}
+
 # Attributes that `compile`, `fit`, `predict` and their kin write on a model.
-_TRAINING_ATTRIBUTES = {
-    *vars(Trainer()),
-    "_called",
-    "_compile_config",
-    "_compiled_trainable_state",
-    "_trainable",
-    "history",
-    "optimizer",
-    "predict_function",
-    "stop_evaluating",
-    "stop_predicting",
-    "stop_training",
-    "test_function",
-    "train_function",
-}
+_TRAINING_ATTRIBUTES = {*vars(Trainer()), *_COMPILED_FUNCTIONS} | set(
+    "_called _compile_config _compiled_trainable_state _trainable history optimizer "
+    "stop_evaluating stop_predicting stop_training".split()
+)
 
 # The attributes of a layer that belong to its place in a model, not to its class:
 # methods that Keras binds when it creates the object, and its calls in graphs.
-_PLACE_ATTRIBUTES = (
-    "build",
-    "quantize",
-    "_inbound_nodes",
-    "_outbound_nodes",
-    "_remat_mode",
-)
-
-_COMPILED_FUNCTIONS = (
-    "train_function",
-    "test_function",
-    "predict_function",
-    "generate_function",  # of KerasHub
-)
+_PLACE_ATTRIBUTES = "build quantize _inbound_nodes _outbound_nodes _remat_mode".split()
 
 # The mask that Keras stores with a tensor.
 get_mask, set_mask = get_keras_mask, set_keras_mask
@@ -67,23 +42,14 @@ def call_at_inference(operation, *args, **kwargs):
 
 def functional_graph(model):
     """The Functional model that a Functional or Sequential one runs; else `None`."""
-    if isinstance(model, keras.Sequential):
-        return model._functional if _calls_as(model, keras.Sequential) else None
-    if isinstance(model, Functional) and _calls_as(model, Functional):
-        return model
-    return None
-
-
-def _calls_as(model, base):
-    return type(model).call is base.call
+    call = getattr(type(model), "call", None)  # a subclass may define another one
+    if call is keras.Sequential.call:
+        return model._functional
+    return model if call is Functional.call else None
 
 
 def graph_calls(graph):
-    """The calls in a Functional model, in the order in which they run.
-
-    Yields:
-        Keras's nodes, with `operation`, `arguments`, `input_tensors` and `outputs`.
-    """
+    """The calls in a Functional model, as nodes of Keras in the order of execution."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from (x for x in graph._nodes_by_depth[depth] if not x.is_input)
 
@@ -137,23 +103,21 @@ def input_structure(model):
     def tensor(shape):
         return keras.KerasTensor((None, *shape[1:]), model.input_dtype)
 
+    def plain(structure):  # Keras tracks dictionaries and lists in classes of its own
+        if isinstance(structure, dict):
+            return {key: plain(value) for key, value in structure.items()}
+        if isinstance(structure, list | tuple):
+            return type(structure)(map(plain, structure))
+        return structure
+
     # Keras records only the shapes, as arguments of `build`.
     arguments = {
-        name.removesuffix("_shape"): tree.map_shape_structure(tensor, _plain(shape))
+        name.removesuffix("_shape"): tree.map_shape_structure(tensor, plain(shape))
         for name, shape in shapes.items()
     }
     if len(arguments) == 1:
         return *arguments.values(), [], False
     return arguments, [], True
-
-
-def _plain(structure):
-    """The structure with plain dictionaries and lists, not Keras's tracked ones."""
-    if isinstance(structure, dict):
-        return {key: _plain(value) for key, value in structure.items()}
-    if isinstance(structure, list | tuple):
-        return type(structure)(map(_plain, structure))
-    return structure
 
 
 def custom_classes(model):
@@ -166,12 +130,7 @@ def custom_classes(model):
 def load_called(file, classes):
     """Load a `.keras` file of a model that was called before it was saved.
 
-    Args:
-        file: The path of the file.
-        classes: The result of `custom_classes` for the model.
-
-    Raises:
-        ValueError: If a class is not at the top level of a module that can be imported.
+    Raises `ValueError` if one of its `custom_classes` cannot be imported.
     """
     objects = {}
     for name in classes:
@@ -193,11 +152,6 @@ def layers_of(layer):
     return layer._flatten_layers()
 
 
-def holds_layers(layer):
-    """Whether Keras tracks other layers in a layer."""
-    return bool(layer._layers)
-
-
 def was_called(layer):
     """Whether a layer has ever been called."""
     return layer._called
@@ -217,8 +171,7 @@ def time_steps(layer):
 def become(layer, kind, config):
     """Turn a layer into a newly initialised one of class `kind`, in the same object.
 
-    All references to the object (graphs, containers, wrappers, trackers, closures)
-    then refer to the new layer. No state of the old one remains.
+    So all references to it (graphs, containers, wrappers, closures) have the new layer.
     """
     place = {name: vars(layer)[name] for name in _PLACE_ATTRIBUTES}
     vars(layer).clear()
@@ -231,6 +184,6 @@ def become(layer, kind, config):
 def forget_compiled(model):
     """Make a model and the models in it retrace their functions at the next call."""
     for layer in layers_of(model):
-        for name in _COMPILED_FUNCTIONS:
+        for name in (*_COMPILED_FUNCTIONS, "generate_function"):  # the last of KerasHub
             if isinstance(layer, keras.Model) and name in vars(layer):
                 setattr(layer, name, None)

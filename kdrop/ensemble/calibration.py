@@ -52,25 +52,17 @@ def expected_calibration_error(
 ) -> float:
     """Mean difference of accuracy and confidence, over bins weighted by their count.
 
-    Args:
-        bins: Number of bins of equal width.
-
     Reference: [Guo et al., 2017](https://arxiv.org/abs/1706.04599), section 2
     """
     bin_confidence, bin_accuracy, count = reliability(probabilities, labels, bins)
-    filled = count > 0
-    gap = np.abs(bin_accuracy - bin_confidence)[filled]
-    return float((gap * count[filled]).sum() / count.sum())
+    gap = np.abs(bin_accuracy - bin_confidence)  # NaN in empty bins
+    return float(np.nansum(gap * count) / count.sum())
 
 
 def reliability(
     probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
 ) -> Reliability:
-    """Reliability diagram: accuracy and count for each bin of confidence.
-
-    Args:
-        bins: Number of bins of equal width, each open at its lower end.
-    """
+    """Accuracy and count for equal bins of confidence, each open at its lower end."""
     classes = distributions(probabilities)
     confidence = classes.max(axis=-1)
     correct = classes.argmax(axis=-1) == labels
@@ -115,13 +107,7 @@ class Vote(NamedTuple):
 def vote(
     model: keras.Model, inputs, passes: int, seed: int, verbose: int = 0
 ) -> Vote | None:
-    """Predict with weight scaling and with Monte Carlo samples.
-
-    Args:
-        inputs: As `kdrop.sample` takes them.
-        passes: Number of Monte Carlo samples.
-        seed: Integer in [0, 2^32). The same seed gives the same samples.
-        verbose: 1 shows a progress bar, 0 does not.
+    """Predict with weight scaling and, by the same arguments, with `kdrop.sample`.
 
     Returns:
         `None` if nothing is dropped, or if training diverged and the outputs are no

@@ -1,25 +1,27 @@
 """Compute Monte Carlo samples: the prefix once, the suffix for many samples at once."""
 
 import math
+import warnings
 
+import keras
 import numpy as np
 from keras import ops, tree
 
-from kdrop.ensemble.checks import check_drop_layers, stateful_layers
-from kdrop.ensemble.fingerprint import TraceFingerprint
-from kdrop.ensemble.graphs import compiled
+from kdrop import backend, keras_internals
 from kdrop.ensemble.split import SplitModel, rows_of
+from kdrop.layers.base import active_drop_layers, drop_layers
+from kdrop.layers.replace import remaining
+
+if backend.name() == "tensorflow":
+    import tensorflow as tf
+else:
+    import jax
 
 MEMORY = 2**28  # bytes
 
 
 class CompiledSampler:
-    """The compiled prefix and suffix of a model.
-
-    Args:
-        model: A built `keras.Model` with drop layers.
-        inputs: A structure of batches with at least one example.
-    """
+    """The compiled prefix and suffix of a built model with drop layers."""
 
     def __init__(self, model, inputs):
         if names := stateful_layers(model):
@@ -33,36 +35,24 @@ class CompiledSampler:
             self.split.compute_one_by_one()
             self._compile(model)
         # Last: a layer may count its traces in an attribute.
-        self.fingerprint = TraceFingerprint(model)
+        self.fingerprint = fingerprint(model)
 
     def _compile(self, model):
-        self.prefix = compiled(self.split.prefix, model)
-        self.suffix = compiled(self.split.sample, model)
+        graph = JaxGraph if backend.name() == "jax" else TensorFlowGraph
+        self.prefix = graph(self.split.prefix, model)
+        self.suffix = graph(self.split.sample, model)
 
     def max_rows(self, prefix_outputs, memory):
         """The number of rows whose intermediate results fit in `memory` bytes."""
         row = np.zeros(1, "int32"), np.zeros((1, 3), "uint32")
         return max(1, memory // self.suffix.row_bytes(prefix_outputs, *row))
 
-    def sample_once(self, batch, rows):
-        """The outputs of one sub-network for each example.
-
-        Args:
-            rows: uint32 array `(examples, 3)` of sample, example and seed.
-        """
-        indices = np.arange(len(rows), dtype="int32")
-        return self.suffix(self.prefix(batch), indices, rows)
-
     def sample_batch(self, batch, seed, samples, examples, memory):
-        """Compute the samples of a batch, for a part of its examples at a time.
+        """Yield arrays `(samples, part of the examples, ...)` for a batch.
 
         Args:
             samples: Number of samples.
             examples: uint32 array of the examples' numbers in the masks' rows.
-            memory: Bytes for the intermediate results.
-
-        Yields:
-            Arrays `(samples, examples, ...)`.
         """
         prefix_outputs = self.prefix(batch)
         max_rows = self.max_rows(prefix_outputs, memory)
@@ -76,8 +66,13 @@ class CompiledSampler:
                 rows = sample_rows(numbers, examples[indices], seed)
                 stacked = np.tile(indices, len(numbers))
                 outputs = self.suffix(prefix_outputs, stacked, rows)
-                parts.append(_unstacked(outputs, len(numbers), len(indices)))
-            yield tree.map_structure(lambda *x: np.concatenate(x), *parts)
+                parts.append(tree.map_structure(ops.convert_to_numpy, outputs))
+
+            def joined(*outputs):
+                rows = np.concatenate(outputs)
+                return rows.reshape(samples, len(rows) // samples, *rows.shape[1:])
+
+            yield tree.map_structure(joined, *parts)
 
 
 def sample_rows(samples, examples, seed):
@@ -86,30 +81,175 @@ def sample_rows(samples, examples, seed):
     return np.stack([x.ravel() for x in columns], axis=1).astype("uint32")
 
 
-def _unstacked(outputs, *sizes):
-    def reshape(output):
-        output = ops.convert_to_numpy(output)
-        return output.reshape(*sizes, *output.shape[1:])
-
-    return tree.map_structure(reshape, outputs)
+def _equal_share(total, limit):
+    """The largest of the fewest equal shares of `total` that are at most `limit`."""
+    return math.ceil(total / math.ceil(total / limit))
 
 
 def compiled_sampler(model, batch):
     """The model's `CompiledSampler`, stored with the model until the model changes."""
     build(model, batch)
-    check_drop_layers(model)
     sampler = vars(model).get("_kdrop_sampler")
-    if sampler is None or not sampler.fingerprint.matches():
+    if sampler is None or sampler.fingerprint != fingerprint(model):
         sampler = vars(model)["_kdrop_sampler"] = CompiledSampler(model, batch)
     return sampler
 
 
+# Checks
+
+
+def check_model(model):
+    """Raise `ValueError` unless `model` is a `keras.Model`."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
+
+
 def build(model, batch):
-    """Build the model by a call of one example, unless it is built."""
+    """Build a model by a call of one example; raise if it has no drop layer."""
     if not model.built:
         model(rows_of(batch, slice(1)), training=False)
+    check_drop_layers(model)
 
 
-def _equal_share(total, limit):
-    """The largest of the fewest equal shares of `total` that are at most `limit`."""
-    return math.ceil(total / math.ceil(total / limit))
+def check_drop_layers(model):
+    """Raise `ValueError` if a model has no drop layer of kdrop."""
+    if drop_layers(model):
+        return
+    message = f"Model {model.name!r} has no drop layer of kdrop to sample."
+    if remaining(model):
+        message += " `kdrop.replace(model)` replaces those of Keras."
+    raise ValueError(message)
+
+
+def check_rates(model):
+    """Raise `ValueError` if all drop layers of a model have rate 0."""
+    if not active_drop_layers(model):
+        raise ValueError(
+            f"All drop layers of model {model.name!r} have rate 0: its samples would "
+            "all be the same."
+        )
+
+
+def stateful_layers(model):
+    """Names of the layers that carry state from one call to the next."""
+    layers = keras_internals.layers_of(model)
+    return [x.name for x in layers if getattr(x, "stateful", False) is True]
+
+
+def warn_of_other_dropout(model):
+    """Warn if layers outside kdrop, which are not sampled, drop in training."""
+    if names := remaining(model):
+        warnings.warn(
+            f"These layers of model {model.name!r} stay at inference while it is "
+            f"sampled: {', '.join(map(repr, names))}. `kdrop.replace(model)` replaces "
+            "the dropout layers of Keras by those of kdrop.",
+            stacklevel=3,
+        )
+
+
+# Has a model changed since it was traced?
+
+
+def fingerprint(model):
+    """The parts of a model on which a trace depends; equal while they are unchanged."""
+    parts = []
+    for layer in keras_internals.layers_of(model):
+        attributes = getattr(layer, "trace_state", lambda: None)()
+        if attributes is None:
+            attributes = keras_internals.attributes(layer)
+        # Keras writes some attributes late, as `None`.
+        values = {k: _snapshot(v) for k, v in attributes.items() if v is not None}
+        parts.append((_Identity(layer), values))
+    return parts
+
+
+def _snapshot(value):
+    """Plain values by their text, since lists change in place; others by identity."""
+    if isinstance(value, np.ndarray) and value.size < 10_000:
+        return value.shape, value.dtype.str, value.tobytes()
+    return repr(value) if _is_plain(value) else _Identity(value)
+
+
+def _is_plain(value):
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+class _Identity:
+    """Equal to another one only if both hold the same object."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return isinstance(other, _Identity) and self.value is other.value
+
+
+# Compiled functions
+
+
+class TensorFlowGraph:
+    """A function of structures of batches, traced once for any number of rows."""
+
+    def __init__(self, function, model):
+        self._function = tf.function(function, autograph=False)
+
+    def __call__(self, *structures):
+        return self._concrete(structures)(*structures)
+
+    def try_shapes(self, *structures):
+        """Results of the right shapes, or the error of a function that fails."""
+        return self(*structures)
+
+    def row_bytes(self, *structures):
+        """Bytes of all intermediate results for one row."""
+        operations = self._concrete(structures).graph.get_operations()
+        results = [x for op in operations for x in op.outputs if x.shape.rank]
+        return sum(
+            x.dtype.size * math.prod(n or 1 for n in x.shape.as_list()[1:])
+            for x in results
+            if x.shape[0] is None
+        )
+
+    def _concrete(self, structures):
+        def spec(x):
+            if x is None:
+                return None
+            return tf.TensorSpec((None, *x.shape[1:]) if len(x.shape) else (), x.dtype)
+
+        specs = tree.map_structure(spec, structures)
+        return self._function.get_concrete_function(*specs)
+
+
+class JaxGraph:
+    """The same for JAX, which compiles for each number of rows."""
+
+    def __init__(self, function, model):
+        self._variables = model.variables
+
+        def pure(values, *structures):
+            state = list(zip(self._variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=state):
+                return function(*structures)
+
+        self._pure, self._compiled = pure, jax.jit(pure)
+
+    def __call__(self, *structures):
+        return self._compiled(self._values(), *structures)
+
+    def try_shapes(self, *structures):
+        return jax.eval_shape(self._pure, self._values(), *structures)
+
+    def row_bytes(self, *structures):
+        first = tree.map_structure(
+            lambda x: x[:1] if getattr(x, "shape", ()) else x, structures
+        )
+        program = jax.make_jaxpr(self._pure)(self._values(), *first)
+        results = [v.aval for e in program.eqns for v in e.outvars]
+        return sum(x.size * x.dtype.itemsize for x in results)
+
+    def _values(self):
+        return [variable.value for variable in self._variables]

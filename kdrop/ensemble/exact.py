@@ -6,13 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, tree
 
-from kdrop.ensemble.checks import (
-    check_drop_layers,
+from kdrop.ensemble.compiled_sampler import (
+    build,
     check_model,
     check_rates,
     warn_of_other_dropout,
 )
-from kdrop.ensemble.compiled_sampler import build
 from kdrop.ensemble.split import SplitModel, length, rows_of
 from kdrop.ensemble.uncertainty import are_probabilities, two_columns
 from kdrop.keras_internals import call_at_inference
@@ -64,7 +63,6 @@ def subnetworks(model, inputs):
     check_model(model)
     inputs = tree.map_structure(ops.convert_to_tensor, inputs)
     build(model, inputs)
-    check_drop_layers(model)
     check_rates(model)
     warn_of_other_dropout(model)
     split, examples, dropped_calls = SplitModel(model), length(inputs), []
@@ -77,9 +75,9 @@ def subnetworks(model, inputs):
 
     prefix_outputs = split.prefix(inputs)
     scaled = _float64(split.suffix(prefix_outputs, record_decisions))
-    rates = np.concatenate(
-        [np.full(math.prod(s), _exact_rate(layer)) for layer, s in dropped_calls]
-    )
+    thresholds = [kernels.threshold(layer.rate) for layer, _ in dropped_calls]
+    sizes = [math.prod(shape) for _, shape in dropped_calls]
+    rates = np.repeat(thresholds, sizes) / 2**32
     if len(rates) > MAX_DECISIONS:
         raise ValueError(
             f"Model {model.name!r} has 2^{len(rates)} sub-networks for an example; at "
@@ -101,17 +99,19 @@ def subnetworks(model, inputs):
                 logarithm += np.tensordot(weights, np.log(two_columns(outputs)), 1)
         else:
             logarithm = None
-    geometric = None if logarithm is None else _normalised(logarithm, scaled)
+    geometric = None
+    if logarithm is not None:
+        # Not a number where each class has probability 0 in some sub-network.
+        with np.errstate(invalid="ignore"):
+            mean = np.exp(logarithm - logarithm.max(axis=-1, keepdims=True))
+        mean = mean / mean.sum(axis=-1, keepdims=True)
+        geometric = mean[..., -scaled.shape[-1] :]
     difference = float(np.abs(scaled - arithmetic).max(initial=0))
     return Subnetworks(count, arithmetic, geometric, scaled, difference)
 
 
 def _float64(tensor):
     return ops.convert_to_numpy(tensor).astype("float64")
-
-
-def _exact_rate(layer):
-    return kernels.threshold(layer.rate) / 2**32
 
 
 def _decision_shape(layer, inputs, *args, **kwargs):
@@ -128,25 +128,16 @@ def _decision_shape(layer, inputs, *args, **kwargs):
 
 def _call_with_masks(dropped_calls, masks):
     """A call for `SplitModel.suffix` that drops the units marked in `masks`."""
-    dropped_calls, start = iter(dropped_calls), 0
+    ends = np.cumsum([math.prod(shape) for _, shape in dropped_calls])
+    calls = zip(dropped_calls, np.split(masks, ends[:-1], axis=1), strict=True)
 
     def call(operation, *args, **kwargs):
-        nonlocal start
         if not active_drop_layers(operation):
             return call_at_inference(operation, *args, **kwargs)
-        layer, shape = next(dropped_calls)
-        end = start + math.prod(shape)
-        mask = ops.reshape(ops.convert_to_tensor(masks[:, start:end]), (-1, *shape))
-        start = end
+        (layer, shape), mask = next(calls)
+        mask = ops.convert_to_tensor(mask.reshape(-1, *shape))
         draw = ops.convert_to_tensor(layer.draws.generator.state)
         inputs = ops.convert_to_tensor(args[0])
         return layer.kernel.forward(inputs, ops.broadcast_to(mask, inputs.shape), draw)
 
     return call
-
-
-def _normalised(logarithm, like):
-    # Not a number where each class has probability 0 in some sub-network.
-    with np.errstate(invalid="ignore"):
-        mean = np.exp(logarithm - logarithm.max(axis=-1, keepdims=True))
-    return (mean / mean.sum(axis=-1, keepdims=True))[..., -like.shape[-1] :]

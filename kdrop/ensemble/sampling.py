@@ -7,17 +7,19 @@ import numpy as np
 from keras import ops, tree
 
 from kdrop import backend
-from kdrop.ensemble.checks import (
+from kdrop.ensemble.compiled_sampler import (
+    MEMORY,
     check_drop_layers,
     check_model,
     check_rates,
+    compiled_sampler,
+    fingerprint,
+    sample_rows,
     warn_of_other_dropout,
 )
-from kdrop.ensemble.compiled_sampler import MEMORY, compiled_sampler, sample_rows
-from kdrop.ensemble.fingerprint import TraceFingerprint
 from kdrop.ensemble.split import length, rows_of
 from kdrop.layers.base import drop_layers
-from kdrop.layers.checks import check_seed, is_integer
+from kdrop.layers.checks import check_integer, check_seed
 from kdrop.layers.sampling_context import Sampling, sampling
 
 
@@ -56,7 +58,7 @@ class Sampler(keras.Model):
         super().__init__(**kwargs)
         check_model(model)
         self.model, self.seed = model, check_seed(seed)
-        self._kdrop_warned, self._kdrop_fingerprint = False, None
+        self._kdrop_warned = False
 
     def call(self, inputs):
         if sampling.get() is not None:  # an outer model is sampled
@@ -66,8 +68,10 @@ class Sampler(keras.Model):
             self._kdrop_warned = True
             warn_of_other_dropout(self.model)
         if self.seed is not None and not backend.is_traced():
-            rows = sample_rows([0], np.arange(length(inputs)), self.seed)
-            return compiled_sampler(self.model, inputs).sample_once(inputs, rows)
+            sampler = compiled_sampler(self.model, inputs)
+            indices = np.arange(length(inputs), dtype="int32")
+            rows = sample_rows([0], indices, self.seed)
+            return sampler.suffix(sampler.prefix(inputs), indices, rows)
         rows = None if self.seed is None else _traced_rows(inputs, self.seed)
         with Sampling(drop_layers(self.model), rows):
             return self.model(inputs, training=False)
@@ -93,9 +97,9 @@ class Sampler(keras.Model):
         return super().make_test_function(force)
 
     def _forget_stale_functions(self):
-        """Discard the compiled functions if the model changed."""
-        if self._kdrop_fingerprint is None or not self._kdrop_fingerprint.matches():
-            self._kdrop_fingerprint = TraceFingerprint(self.model)
+        current = fingerprint(self.model)
+        if self.__dict__.get("_kdrop_fingerprint") != current:
+            self.__dict__["_kdrop_fingerprint"] = current  # not tracked by Keras
             self.predict_function = self.test_function = None
 
     def get_config(self):
@@ -104,10 +108,8 @@ class Sampler(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        model = keras.saving.deserialize_keras_object(
-            config.pop("model"), custom_objects
-        )
-        return cls(model, **config)
+        inner = keras.saving.deserialize_keras_object(config["model"], custom_objects)
+        return cls(**{**config, "model": inner})
 
 
 def _traced_rows(inputs, seed):
@@ -131,13 +133,13 @@ def sample(
 ):
     """Draw Monte Carlo samples: each one gives each example a random sub-network.
 
-    The prefix of the model, before its first drop layer, is computed once. The suffix
-    is computed for as many samples at a time as the memory allows. Only the drop layers
-    of kdrop drop; everything else is at inference.
+    The prefix of the model, before its first drop layer, is computed once, the suffix
+    for as many samples at a time as the memory allows. Only the drop layers of kdrop
+    drop; everything else is at inference. One warning names the layers of Keras that
+    drop in training and are not sampled.
 
     Args:
-        model: A `keras.Model` with drop layers of kdrop. A subclassed one, whose graph
-            is not known, has no prefix.
+        model: A `keras.Model` with drop layers. A subclassed one has no prefix.
         inputs: An array or, as the model takes them, a list or dictionary of arrays;
             or a `tf.data.Dataset` of batches of those or of `(inputs, targets)`.
         passes: Number of Monte Carlo samples.
@@ -158,8 +160,6 @@ def sample(
             layer of kdrop, or none with a rate above 0), or if a drop layer cannot be
             sampled where it is called.
 
-    One warning names the layers of Keras that drop in training: they are not sampled.
-
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4;
     `consistent`: [Kirsch et al., 2019](https://arxiv.org/abs/1906.08158), section 3.3
 
@@ -172,10 +172,7 @@ def sample(
     check_model(model)
     counts = {"passes": passes, "batch_size": batch_size, "memory": memory}
     for name, value in counts.items():
-        if not is_integer(value) or value < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of 1 or more. Received: {value!r}"
-            )
+        check_integer(name, value, lowest=1)
     seed = random.randrange(2**32) if check_seed(seed) is None else seed
     batches, total = _batches(inputs, batch_size)
     bar = keras.utils.Progbar(total, verbose=verbose, unit_name="batch")
@@ -206,9 +203,8 @@ def _batches(inputs, size):
         inputs_only = (b[0] if isinstance(b, tuple) else b for b in batches)
         return inputs_only, total if total >= 0 else None
     arrays = tree.flatten(inputs)
-    sized = [x for x in arrays if len(getattr(x, "shape", ()))]
-    lengths = {len(x) for x in sized}
-    if len(sized) < len(arrays) or len(lengths) != 1:
+    lengths = {len(x) if getattr(x, "shape", ()) else -1 for x in arrays}
+    if len(lengths) != 1 or -1 in lengths:
         raise ValueError(
             "`inputs` must be an array of examples, a list or dictionary of arrays of "
             "as many examples, or a `tf.data.Dataset`. Received: "

@@ -1,5 +1,6 @@
 """Split a model into a prefix that its sub-networks share, and a suffix."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,21 +13,13 @@ from kdrop.layers.sampling_context import NOT_BY_EXAMPLE, PrefixContext, Samplin
 
 
 class _Step(NamedTuple):
-    """A call in the graph. Values have numbers: a nested model may be called twice.
-
-    Args:
-        operation: The layer or operation that is called.
-        arguments: Keras's symbolic arguments of the call.
-        inputs: Number of the value of each symbolic tensor, by its `id`.
-        outputs: Numbers of the values that the call returns.
-        in_suffix: Whether the values differ between sub-networks.
-    """
+    """A call in the graph. Values have numbers: a nested model may be called twice."""
 
     operation: Any
-    arguments: Any
-    inputs: dict[int, int]
+    arguments: Any  # Keras's symbolic arguments of the call
+    inputs: dict[int, int]  # from the `id` of each symbolic tensor to its value
     outputs: list[int]
-    in_suffix: bool
+    in_suffix: bool  # whether the values differ between sub-networks
 
 
 class SplitModel:
@@ -35,9 +28,6 @@ class SplitModel:
     The prefix has the calls that depend on no drop layer, the suffix has all others. A
     model without a known graph, such as a subclassed one, has only a suffix. As always
     at inference, no row of a batch may depend on another.
-
-    Args:
-        model: A built `keras.Model`.
     """
 
     def __init__(self, model):
@@ -64,10 +54,9 @@ class SplitModel:
         return [(value, keras_internals.get_mask(value)) for value in outputs]
 
     def suffix(self, prefix_outputs, call=call_at_inference):
-        """Compute the model's outputs.
+        """Compute the model's outputs from rows of what `prefix` returned.
 
         Args:
-            prefix_outputs: Rows of the structure that `prefix` returned.
             call: Function `call(operation, *args, **kwargs)` that calls an operation.
         """
         if self._graph is None:
@@ -85,9 +74,8 @@ class SplitModel:
         """Compute the model's outputs for n sub-networks.
 
         Args:
-            prefix_outputs: The result of `prefix`.
-            indices: Integer tensor `(n,)`: the example, an index into
-                `prefix_outputs`, that each sub-network gets.
+            indices: Integer tensor `(n,)`: the row of `prefix_outputs` that each
+                sub-network gets.
             rows: uint32 tensor `(n, 3)` of sample, example and seed, which determine
                 the masks of each sub-network.
         """
@@ -110,17 +98,11 @@ class SplitModel:
 
         They cannot where the first axis of a prefix output or of a drop layer's inputs
         is not that of the examples, for example where time is folded into the batch.
-
-        Args:
-            prefix, sample: The methods, compiled.
-            inputs: A structure of batches with at least one example.
         """
 
         def works(size):
-            indices, rows = (
-                np.arange(size, dtype="int32"),
-                np.zeros((size, 3), "uint32"),
-            )
+            indices = np.arange(size, dtype="int32")
+            rows = np.zeros((size, 3), "uint32")
             try:
                 outputs = prefix.try_shapes(rows_of(inputs, indices * 0))
                 batches = [x for x in tree.flatten(outputs) if x is not None]
@@ -163,10 +145,7 @@ class SplitModel:
         tensors = tree.flatten(arguments.args)
         # A nested model that is called with a mask is one step: its call handles it.
         if graph is not None and len(tensors) == len(graph.inputs) == len(used):
-
-            def enter(*args, **settings):
-                return keras_internals.standardise_inputs(operation, *args, **settings)
-
+            enter = functools.partial(keras_internals.standardise_inputs, operation)
             inputs = self._new_values(graph.inputs, in_suffix)
             self._steps.append(_Step(enter, arguments, used, inputs, in_suffix))
             return self._add_steps(operation, inputs)
@@ -178,7 +157,7 @@ class SplitModel:
     def _run(self, in_suffix, values, call):
         for step in self._steps:
             if step.in_suffix == in_suffix:
-                tensors = {tensor: values[n] for tensor, n in step.inputs.items()}
+                tensors = {key: values[n] for key, n in step.inputs.items()}
                 args, kwargs = step.arguments.fill_in(tensors)
                 outputs = tree.flatten(call(step.operation, *args, **kwargs))
                 values.update(zip(step.outputs, outputs, strict=True))
@@ -190,15 +169,11 @@ def length(batch):
 
 
 def rows_of(batch, rows):
-    """Some rows of each tensor in a structure.
-
-    Args:
-        rows: A slice or an integer tensor.
-    """
+    """Some rows, a slice or an integer tensor, of each tensor in a structure."""
 
     def some(tensor):
-        if tensor is None or isinstance(rows, slice):
-            return tensor if tensor is None else tensor[rows]
-        return ops.take(tensor, rows, axis=0)
+        if tensor is None:
+            return None
+        return tensor[rows] if isinstance(rows, slice) else ops.take(tensor, rows, 0)
 
     return tree.map_structure(some, batch)

@@ -5,7 +5,7 @@ probability of the second of two classes. NumPy computes in float64.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,81 +75,64 @@ def summarise(
     if task == "regression":
         return Regression(mean, std, np.quantile(samples, quantiles, axis=0))
     classes = distributions(samples)
-    mean_classes = classes.mean(axis=0)
     predicted = classes.argmax(axis=-1)
     votes = (predicted[..., None] == np.arange(classes.shape[-1])).sum(axis=0)
     return Classification(
         mean,
         std,
-        entropy=_entropy(mean_classes),
+        entropy=_entropy(classes.mean(axis=0)),
         expected_entropy=_entropy(classes).mean(axis=0),
-        mutual_information=_mutual_information(classes, mean_classes),
+        mutual_information=_mutual_information(classes),
         variation_ratio=1 - votes.max(axis=-1) / len(samples),
     )
 
 
-def _entropy(classes: np.ndarray) -> np.ndarray:
-    logarithm = np.log(np.where(classes > 0, classes, 1))
-    return np.maximum(-(classes * logarithm).sum(axis=-1), 0)
+def summarise_tensors(samples, task):
+    """Compute a part of `summarise` for float tensors inside a TensorFlow graph.
+
+    Returns:
+        Dictionary of tensors: `mean` and `std`; for a classification also `entropy` and
+        `mutual_information`.
+    """
+    import tensorflow as tf
+
+    tnp = tf.experimental.numpy
+    summary = {"mean": tnp.mean(samples, axis=0), "std": tnp.std(samples, axis=0)}
+    if task == "classification":
+        classes = two_columns(samples, tnp)
+        summary["entropy"] = _entropy(tnp.mean(classes, axis=0), tnp)
+        summary["mutual_information"] = _mutual_information(classes, tnp)
+    return summary
 
 
-def _mutual_information(classes: np.ndarray, mean: np.ndarray) -> np.ndarray:
+# With NumPy, or with TensorFlow's module of the same functions.
+
+
+def _entropy(classes, xp: Any = np):
+    logarithm = xp.log(xp.where(classes > 0, classes, 1))
+    return xp.maximum(-xp.sum(classes * logarithm, axis=-1), 0)
+
+
+def _mutual_information(classes, xp: Any = np):
     """Mean divergence of the samples from their mean, in nats.
 
     The difference of the two entropies is equal, but loses all digits where the samples
     nearly agree. The subtracted excess sums to 0; it cancels the mean's rounding error.
     """
+    mean = xp.mean(classes, axis=0)
     excess = classes - mean
-    share = np.where(classes > 0, classes, 1) / np.where(classes > 0, mean, 1)
-    near = np.where(classes > 0, excess, 0) / np.where(mean > 0, mean, 1)
+    share = xp.where(classes > 0, classes, 1) / xp.where(classes > 0, mean, 1)
+    near = xp.where(classes > 0, excess, 0) / xp.where(mean > 0, mean, 1)
     # `log1p` loses digits near -1, and is infinite for shares below 1e-16.
-    logarithm = np.where(near > -0.5, np.log1p(np.maximum(near, -0.5)), np.log(share))
-    return (classes * logarithm - excess).sum(axis=-1).mean(axis=0)
+    logarithm = xp.where(near > -0.5, xp.log1p(xp.maximum(near, -0.5)), xp.log(share))
+    return xp.mean(xp.sum(classes * logarithm - excess, axis=-1), axis=0)
 
 
-def summarise_tensors(samples, task):
-    """Compute a part of `summarise` inside a TensorFlow graph.
-
-    Args:
-        samples: Float tensor `(samples, examples, ...)`.
-        task: `"classification"` or `"regression"`.
-
-    Returns:
-        Dictionary of tensors: `mean` and `std`; for a classification also `entropy` and
-        `mutual_information`, in nats.
-    """
-    import tensorflow as tf
-
-    mean = tf.reduce_mean(samples, axis=0)
-    summary = {"mean": mean, "std": tf.math.reduce_std(samples, axis=0)}
-    if task != "classification":
-        return summary
-    if samples.shape[-1] == 1:
-        samples = tf.concat([1 - samples, samples], axis=-1)
-        mean = tf.reduce_mean(samples, axis=0)
-    entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean), axis=-1)
-    # As in `_mutual_information`.
-    excess = samples - mean
-    total = tf.where(mean > 0, mean, 1)
-    near, share = excess / total, samples / total
-    divergence = tf.where(
-        near > -0.5,
-        tf.math.xlog1py(samples, tf.maximum(near, -0.5)),
-        tf.math.xlogy(samples, share),
-    )
-    divergence = tf.reduce_sum(divergence - excess, axis=-1)
-    information = tf.reduce_mean(divergence, axis=0)
-    return summary | {
-        "entropy": tf.maximum(entropy, 0),
-        "mutual_information": information,
-    }
-
-
-def two_columns(probabilities: np.ndarray) -> np.ndarray:
+def two_columns(probabilities, xp: Any = np):
     """Both classes' probabilities, if only those of the second class were received."""
     if probabilities.shape[-1] != 1:
         return probabilities
-    return np.concatenate([1 - probabilities, probabilities], axis=-1)
+    return xp.concatenate([1 - probabilities, probabilities], axis=-1)
 
 
 def are_probabilities(values: np.ndarray) -> bool:

@@ -10,13 +10,12 @@ from kdrop import backend, keras_internals
 from kdrop.layers.checks import (
     check_rate,
     check_seed,
-    check_tensor,
     is_integer,
+    refuse,
     refuse_quantization,
 )
-from kdrop.layers.draws import Draws
-from kdrop.layers.rows import mask_rows
-from kdrop.layers.sampling_context import occurrences, sampling
+from kdrop.layers.draws import COUNT, THRESHOLD, Draws
+from kdrop.layers.sampling_context import mask_rows, occurrences, sampling
 from kdrop.masks import kernels, run
 
 
@@ -30,10 +29,6 @@ class Noise(keras.Layer):
         seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
             `None` draws a seed.
         threshold: Integer that stands for the rate in each draw, if there is a rate.
-
-    Raises:
-        ValueError: If the seed is not such an integer, or the inputs are not one dense
-            tensor of a float dtype.
     """
 
     # Where in a network the layer belongs; the builders of `kdrop.models` ask for it.
@@ -50,8 +45,7 @@ class Noise(keras.Layer):
             rate: Fraction to drop; layers that learn their rate start near it or
                 ignore it.
             examples: Number of training examples, which scales the layer's losses.
-            **arguments: `seed` and `name`; in place of a dense layer or a convolution
-                also the arguments of that layer, by name.
+            **arguments: `seed`, `name`, and those of a layer whose place it takes.
         """
         return cls(rate=rate, **arguments)
 
@@ -62,10 +56,8 @@ class Noise(keras.Layer):
         drawn = random.randrange(2**32) if self.seed is None else self.seed
         self.draws = Draws(drawn, zlib.crc32(self.name.encode()), threshold)
         if type(self).quantize is refuse_quantization:
-            self.draws.quantization_error = (
-                f"Layer {self.name!r} of type {type(self).__name__} has no quantized "
-                "form: it stays in float."
-            )
+            # `Model.quantize` asks only the innermost layers.
+            self.draws.quantize = self.quantize
         self.built = type(self).build is keras.Layer.build
 
     def check(self, inputs):
@@ -78,7 +70,14 @@ class Noise(keras.Layer):
             )
 
     def __call__(self, inputs, *args, **kwargs):
-        check_tensor(self.name, inputs)
+        if inputs is None or isinstance(inputs, list | tuple | dict):
+            kind = "None" if inputs is None else f"a {type(inputs).__name__}"
+            raise ValueError(f"Layer {self.name!r} takes one tensor. Received: {kind}.")
+        if getattr(inputs, "ragged", False) or hasattr(inputs, "row_splits"):
+            raise ValueError(
+                f"Layer {self.name!r} takes no ragged tensors. Received: inputs of "
+                f"shape {inputs.shape}; make them dense first, with `.to_tensor()`."
+            )
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs, training=False):
@@ -113,25 +112,22 @@ class Noise(keras.Layer):
     @property
     def draw_count(self):
         """Number of masks that the layer has drawn, modulo 2^32. It can be set."""
-        return self.draws.count()
+        return self.draws.values()[COUNT] % 2**32
 
     @draw_count.setter
     def draw_count(self, count):
         if not is_integer(count) or not 0 <= count < 2**32:
-            raise ValueError(
-                "`draw_count` must be an integer in [0, 2^32). "
-                f"Received: draw_count={count!r}"
-            )
-        self._refuse_if_traced("draw_count")
-        self.draws.set_count(int(count))
+            refuse("draw_count", count, "an integer in [0, 2^32)")
+        self._set_draws(COUNT, int(count), "draw_count")
 
-    def _refuse_if_traced(self, attribute):
+    def _set_draws(self, index, value, attribute):
         if backend.is_traced():
             raise RuntimeError(
                 f"`{attribute}` of layer {self.name!r} cannot be set inside a traced "
                 "function, which would set it again in every step: set it outside, for "
                 "example in a callback such as `kdrop.RateSchedule`."
             )
+        self.draws.set_value(index, value)
 
     def _occurrence(self):
         """The layer's rank among those of its seed and name in the outermost model.
@@ -139,23 +135,19 @@ class Noise(keras.Layer):
         Outside of a model it is 0.
         """
         draws = self.draws
-        if not draws.active_clocks:
-            return self._rank()
-        # A call that is recomputed in the backward pass is outside of the model.
-        if draws.step_occurrence is None:
-            draws.step_occurrence = self._rank()
-        return draws.step_occurrence
-
-    def _rank(self):
-        context = keras_internals.call_context()
-        if context is None or context.entry_layer is self:
-            return 0
-        ranks = context.get_value("kdrop_occurrences")
-        if ranks is None:
-            layers = drop_layers(context.entry_layer)
-            ranks = occurrences(layers, lambda draws: (draws.seed, draws.name_hash))
-            context.set_value("kdrop_occurrences", ranks)
-        return ranks.get(self.draws, 0)
+        if draws.active_clocks and draws.step_occurrence is not None:
+            # A call that is recomputed in the backward pass is outside of the model.
+            return draws.step_occurrence
+        context, rank = keras_internals.call_context(), 0
+        if context is not None and context.entry_layer is not self:
+            ranks = context.get_value("kdrop_occurrences")
+            if ranks is None:
+                layers = drop_layers(context.entry_layer)
+                ranks = occurrences(layers, lambda draws: (draws.seed, draws.name_hash))
+                context.set_value("kdrop_occurrences", ranks)
+            rank = ranks.get(draws, 0)
+        draws.step_occurrence = rank
+        return rank
 
     def compute_output_spec(self, inputs, **kwargs):
         self.check(inputs)
@@ -166,18 +158,7 @@ class Noise(keras.Layer):
 
 
 class Drop(Noise):
-    """Noise with a rate that the user sets, on inputs whose shape it preserves.
-
-    Args:
-        rate: Fraction to drop, in [0, 1). It can be set at any time, on a compiled
-            and traced model too: `layer.rate = 0.3`.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
-            `None` draws a seed.
-
-    Raises:
-        ValueError: If the rate or the seed is outside its interval, or the inputs are
-            not one dense tensor of a float dtype.
-    """
+    """Noise with a rate that the user sets, on inputs whose shape it preserves."""
 
     def __init__(self, rate, seed=None, **kwargs):
         rate = check_rate(rate)
@@ -192,9 +173,8 @@ class Drop(Noise):
     @rate.setter
     def rate(self, rate):
         rate = check_rate(rate)
-        self._refuse_if_traced("rate")
+        self._set_draws(THRESHOLD, self.threshold(rate), "rate")
         self._rate = rate
-        self.draws.set_threshold(self.threshold(rate))
 
     @property
     def drops(self):
@@ -208,7 +188,9 @@ class Drop(Noise):
         """`1 - rate` as a scalar; a Python number in an export."""
         if run.exporting.get():
             return 1 - self.threshold(self.rate) / 2**32
-        return self.draws.keep_fraction(dtype)
+        return kernels.keep_fraction(
+            ops.convert_to_tensor(self.draws.generator.state), dtype
+        )
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -238,10 +220,6 @@ def drop_layers(model):
 
 
 def active_drop_layers(operation):
-    """The drop layers in a layer, or another operation of a graph, with a rate above 0.
-
-    Layers that learn their rate count as well.
-    """
-    if not isinstance(operation, keras.Layer):
-        return []
-    return [layer for layer in drop_layers(operation) if layer.drops]
+    """The drop layers of a graph's operation, except those with rate 0."""
+    layers = drop_layers(operation) if isinstance(operation, keras.Layer) else []
+    return [layer for layer in layers if layer.drops]

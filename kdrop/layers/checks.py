@@ -18,7 +18,7 @@ def check_number(name, value, lowest=-math.inf, above=False):
         if value > lowest or (value == lowest and not above):
             return float(value)
     limit = f" {'above' if above else 'of at least'} {lowest}"
-    _refuse(name, value, f"a finite number{limit if math.isfinite(lowest) else ''}")
+    refuse(name, value, f"a finite number{limit if math.isfinite(lowest) else ''}")
 
 
 def check_integer(name, value, lowest=None):
@@ -26,17 +26,18 @@ def check_integer(name, value, lowest=None):
     if is_integer(value) and (lowest is None or value >= lowest):
         return int(value)
     limit = "" if lowest is None else f" of at least {lowest}"
-    _refuse(name, value, f"one integer{limit}")
+    refuse(name, value, f"one integer{limit}")
 
 
 def check_bool(name, value):
     """The value, which is `True` or `False`."""
     if isinstance(value, bool):
         return value
-    _refuse(name, value, "True or False")
+    refuse(name, value, "True or False")
 
 
-def _refuse(name, value, allowed):
+def refuse(name, value, allowed):
+    """Raise `ValueError` for an argument, in one sentence."""
     raise ValueError(f"Argument `{name}` must be {allowed}. Received: {name}={value!r}")
 
 
@@ -56,49 +57,29 @@ def check_seed(seed):
     """Return the seed, or raise `ValueError` if it is not `None` or in [0, 2^32)."""
     if seed is None:
         return None
-    if not is_integer(seed) or not 0 <= seed < 2**32:
-        raise ValueError(
-            "Argument `seed` must be an integer in [0, 2^32), or None. "
-            f"Received: seed={seed!r}"
-        )
-    return int(seed)
+    if is_integer(seed) and 0 <= seed < 2**32:
+        return int(seed)
+    refuse("seed", seed, "an integer in [0, 2^32), or None")
 
 
 def check_noise_shape(noise_shape):
     """Return the noise shape as a tuple of positive integers and `None`, or `None`."""
     if noise_shape is None:
         return None
-    invalid = "Invalid value received for argument `noise_shape`. "
     if isinstance(noise_shape, str) or not hasattr(noise_shape, "__iter__"):
-        raise ValueError(
-            f"{invalid}Expected a tuple or list of integers. "
-            f"Received: noise_shape={noise_shape!r}"
-        )
-    noise_shape = tuple(noise_shape)
-    sizes = [size for size in noise_shape if size is not None]
-    if not all(map(is_integer, sizes)):
-        raise ValueError(
-            f"{invalid}Expected all elements to be integers or None. "
-            f"Received: noise_shape={noise_shape}"
-        )
-    if any(size <= 0 for size in sizes):
-        raise ValueError(
-            f"{invalid}Expected all dimensions to be positive integers or None. "
-            f"Received: noise_shape={noise_shape}"
-        )
-    return tuple(None if size is None else int(size) for size in noise_shape)
-
-
-def check_tensor(name, inputs):
-    """Raise `ValueError` unless the inputs of layer `name` are one dense tensor."""
-    if inputs is None or isinstance(inputs, list | tuple | dict):
-        received = "None" if inputs is None else f"a {type(inputs).__name__}"
-        raise ValueError(f"Layer {name!r} takes one tensor. Received: {received}.")
-    if getattr(inputs, "ragged", False) or hasattr(inputs, "row_splits"):
-        raise ValueError(
-            f"Layer {name!r} takes no ragged tensors. Received: inputs of shape "
-            f"{inputs.shape}; make them dense first, with `.to_tensor()`."
-        )
+        expected = "a tuple or list of integers"
+    else:
+        noise_shape = tuple(noise_shape)
+        sizes = [size for size in noise_shape if size is not None]
+        if all(is_integer(size) and size > 0 for size in sizes):
+            return tuple(None if size is None else int(size) for size in noise_shape)
+        expected = "all dimensions to be positive integers or None"
+        if not all(map(is_integer, sizes)):
+            expected = "all elements to be integers or None"
+    raise ValueError(
+        "Invalid value received for argument `noise_shape`. "
+        f"Expected {expected}. Received: noise_shape={noise_shape!r}"
+    )
 
 
 def dense_unless_matrix(inputs):
@@ -109,4 +90,7 @@ def dense_unless_matrix(inputs):
 
 def refuse_quantization(layer, *args, **kwargs):
     """Replacement of `quantize` in a layer whose weights are not quantized."""
-    raise NotImplementedError(layer.draws.quantization_error)
+    raise NotImplementedError(
+        f"Layer {layer.name!r} of type {type(layer).__name__} has no quantized form: "
+        "it stays in float."
+    )

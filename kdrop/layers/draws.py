@@ -10,7 +10,9 @@ from keras import ops
 
 from kdrop import backend
 from kdrop.layers.sampling_context import sampling
-from kdrop.masks import kernels
+
+# The state is the vector [seed, hash of the layer's name, draw count, threshold].
+SEED, NAME_HASH, COUNT, THRESHOLD = range(4)
 
 # Threads that call a layer eagerly must not get the same draw count.
 _count_lock = threading.Lock()
@@ -27,16 +29,9 @@ class Draws(keras.Layer):
     Every file holds what resuming needs: the draw count and the name hash, which lets
     a model resume whose layers have other automatic names. The seed is saved in
     `.keras` files and checkpoints, which restore a model, but not in weights files:
-    models that load the same pretrained weights keep seeds of their own.
-
-    Args:
-        seed: Integer in [0, 2^32).
-        name_hash: Integer in [0, 2^32), a hash of the drop layer's name.
-        threshold: Integer in [0, 2^32), for the rate.
+    models that load the same pretrained weights keep different seeds. No file holds
+    the threshold: the rate is part of the configuration.
     """
-
-    # The error message of `quantize`, if the drop layer's weights are not quantized.
-    quantization_error = None
 
     def __init__(self, seed, name_hash, threshold):
         super().__init__(name="draws")
@@ -60,10 +55,8 @@ class Draws(keras.Layer):
         self.was_sampled = False  # whether a `Sampling` without rows has called it
         self.built = True
 
-    def quantize(self, mode=None, type_check=True, config=None):
-        # `Model.quantize` asks only the innermost layers: this one, not its owner.
-        if self.quantization_error is not None:
-            raise NotImplementedError(self.quantization_error)
+    def quantize(self, *args, **kwargs):
+        """Do nothing: Keras's default would warn."""
 
     def next(self, occurrence):
         """The vector `[seed, name hash, draw, threshold, occurrence]` of a new draw.
@@ -89,48 +82,33 @@ class Draws(keras.Layer):
 
     def resume(self, other):
         """Take over the seed, name hash and draw count of other draws."""
-        self.seed, self.name_hash = other.seed, other.name_hash
-        for index, value in enumerate(other._values()[:3]):
-            self._set(index, value)
+        self.seed, self.name_hash, count, _ = other.values()
+        for index, value in enumerate((self.seed, self.name_hash, count)):
+            self.set_value(index, value)
 
     def trace_state(self):
         """The values that a trace depends on."""
         return {"name_hash": self.name_hash}
 
-    def keep_fraction(self, dtype):
-        """`1 - rate` as a scalar tensor."""
-        return kernels.keep_fraction(ops.convert_to_tensor(self.generator.state), dtype)
-
-    def count(self):
-        """The number of masks drawn so far, modulo 2^32."""
-        return self._values()[2] % 2**32
-
-    def set_count(self, count):
-        """Continue from this draw count."""
-        self._set(2, count)
-
-    def set_threshold(self, threshold):
-        """Change the rate of all later draws, in traced functions too."""
-        self._set(3, threshold)
-
-    def _values(self):
+    def values(self):
+        """The state as a list of integers."""
         return [int(v) for v in ops.convert_to_numpy(self.generator.state)]
 
-    def _set(self, index, value):
-        values = self._values()
+    def set_value(self, index, value):
+        """Change one number of the state, for traced functions too."""
+        values = self.values()
         values[index] = value
-        dtype = self.generator.state.dtype
-        self.generator.state.assign(ops.convert_to_tensor(values, dtype=dtype))
+        self.generator.state.assign(values)
 
-    # No file holds the threshold: the rate is part of the configuration.
     def save_own_variables(self, store):
-        store["draws"] = [self.name_hash, self.count()]
+        _, name_hash, count, _ = self.values()
+        store["draws"] = [name_hash, count % 2**32]
 
     def load_own_variables(self, store):
         if "draws" in store.keys():  # not in a file of Keras's layers
             self.name_hash, count = (int(v) for v in store["draws"])
-            self._set(1, self.name_hash)
-            self.set_count(count)
+            self.set_value(NAME_HASH, self.name_hash)
+            self.set_value(COUNT, count)
 
     # Keras calls these two for `.keras` files, not for weights files.
     def save_assets(self, folder):
@@ -139,7 +117,7 @@ class Draws(keras.Layer):
     def load_assets(self, folder):
         if folder is not None:
             self.seed = int(Path(folder, "seed.txt").read_text())
-            self._set(0, self.seed)
+            self.set_value(SEED, self.seed)
 
     # `tf.train.Checkpoint` calls these, inside graphs too.
     def _serialize_to_tensors(self):
@@ -157,4 +135,4 @@ class Draws(keras.Layer):
         state = self.generator.state
         state.assign(ops.concatenate([restored["draws"], state.value[3:]]))
         if not backend.is_traced():
-            self.seed, self.name_hash, *_ = self._values()
+            self.seed, self.name_hash, *_ = self.values()

@@ -1,5 +1,6 @@
 """Replace the dropout layers of Keras in a model by those of kdrop."""
 
+import json
 import numbers
 import os
 import tempfile
@@ -10,7 +11,7 @@ import numpy as np
 
 from kdrop import backend, keras_internals
 from kdrop.layers import regions, units
-from kdrop.layers.base import Noise
+from kdrop.layers.base import Noise, drop_layers
 from kdrop.layers.draws import Draws
 
 _REPLACEMENTS = {
@@ -38,10 +39,9 @@ def replace(model, in_place=False):
     Keras's dropout layers, and layers that drop without one, such as
     `LSTM(dropout=0.1)`.
 
-    A saved model stores its config. Drop layers in the config of a Functional or
-    Sequential model load as kdrop's. Those that a layer or model creates in its own
-    code (`MultiHeadAttention`, KerasHub) load as Keras's. This restores kdrop's, so
-    that `sample` gives the same samples as before:
+    Drop layers that a layer or model creates in its own code (`MultiHeadAttention`,
+    KerasHub) load from a saved model as Keras's. This restores kdrop's, so that
+    `sample` gives the same samples as before:
 
         model = kdrop.replace(keras.models.load_model(path), in_place=True)
         model.load_weights(path)
@@ -75,7 +75,10 @@ def replace(model, in_place=False):
     with backend.strategy_scope(result):
         for layer, other, config in zip(layers, _layers(result), configs, strict=True):
             if type(other) in _REPLACEMENTS:
-                _become(other, config, layer)
+                keras_internals.become(other, _REPLACEMENTS[type(other)], config)
+                # Replaced earlier in the model, created by Keras again in the copy.
+                if isinstance(layer, Noise) and layer is not other:
+                    other.draws.resume(layer.draws)
     keras_internals.forget_compiled(result)
     message = " ".join(_limitations(result))
     if message:
@@ -84,32 +87,31 @@ def replace(model, in_place=False):
 
 
 def remaining(model):
-    """Names of the layers that drop in training without being drop layers of kdrop.
+    """Names of the layers outside kdrop that drop in training.
 
     Those are Keras's dropout layers and their subclasses, other layers with a seed
     generator and a rate above 0 (`Attention`), and RNN layers with such cells.
     """
     layers = keras_internals.layers_of(model)
     owners = {
-        id(cell): layer
+        cell: layer.name
         for layer in layers
         if isinstance(layer, keras.layers.RNN)
         for cell in keras_internals.layers_of(layer.cell)
-        if any(hasattr(cell, name) for name in ("dropout", "recurrent_dropout"))
+        if hasattr(cell, "dropout") or hasattr(cell, "recurrent_dropout")
     }
-    names = [owners.get(id(layer), layer).name for layer in layers if _drops(layer)]
+    names = [owners.get(layer, layer.name) for layer in layers if _drops(layer)]
     return list(dict.fromkeys(names))
 
 
 def _drops(layer):
     if isinstance(layer, Noise):
         return False
-    if not keras_internals.has_seed_generator(layer):
-        # Some layers of KerasHub draw from Keras's global generator.
-        if "drop" not in type(layer).__name__.lower():
-            return False
-        if keras_internals.holds_layers(layer):
-            return False
+    # Some layers of KerasHub draw from Keras's global generator.
+    named = "drop" in type(layer).__name__.lower()
+    innermost = len(keras_internals.layers_of(layer)) == 1
+    if not keras_internals.has_seed_generator(layer) and not (named and innermost):
+        return False
     names = (name for name in vars(layer) if "drop" in name and name[0] != "_")
     rates = (getattr(layer, name, None) for name in (*_RATE_NAMES, *names))
     return any(isinstance(rate, numbers.Real) and rate > 0 for rate in rates)
@@ -137,19 +139,15 @@ def _replacement_config(layer):
     return config
 
 
-def _become(keras_layer, config, original):
-    """Replace a layer of Keras, whose counterpart in the user's model is `original`."""
-    keras_internals.become(keras_layer, _REPLACEMENTS[type(keras_layer)], config)
-    # Replaced earlier in the original, created by Keras again in the copy.
-    if isinstance(original, Noise) and original is not keras_layer:
-        keras_layer.draws.resume(original.draws)
-
-
 def _copy(model):
     """Save and load the model; raises if the result is not the same model.
 
     `clone_model` would lose the class of a Functional subclass, and fails on KerasHub.
     """
+    refusal, advice = (
+        f"replace() cannot copy model {model.name!r}: ",
+        (". Allowed: `in_place=True`, which replaces the layers in the model itself."),
+    )
     custom = {
         type(layer).__name__: type(layer)
         for layer in keras_internals.layers_of(model)
@@ -165,22 +163,17 @@ def _copy(model):
             copy = keras.models.load_model(path, custom, compile=False, safe_mode=False)
     except Exception as error:  # anything that the code of the layers raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _refusal(model, f"saving and loading it failed ({reason})") from error
+        reason = f"saving and loading it failed ({reason})"
+        raise ValueError(refusal + reason + advice) from error
     for difference in _differences(model, copy):
-        raise _refusal(model, f"loaded from a file, it has other {difference}")
+        reason = f"loaded from a file, it has other {difference}"
+        raise ValueError(refusal + reason + advice)
     pairs = (_layers(model), _layers(copy)), (model.weights, copy.weights)
     for originals, copies in pairs:
         for one, other in zip(originals, copies, strict=True):
             if other.trainable != one.trainable:
                 other.trainable = one.trainable
     return copy
-
-
-def _refusal(model, reason):
-    return ValueError(
-        f"replace() cannot copy model {model.name!r}: {reason}. Allowed: "
-        "`in_place=True`, which replaces the layers in the model itself."
-    )
 
 
 def _differences(model, copy):
@@ -194,7 +187,13 @@ def _differences(model, copy):
     if len(model.weights) != len(copy.weights):
         yield "weights"
     for weight, other in zip(model.weights, copy.weights, strict=True):
-        if _bytes(weight) != _bytes(other):
+        one, two = np.asarray(weight.value), np.asarray(other.value)
+        # By their bytes, since NaN differs from itself.
+        if (one.shape, one.dtype, one.tobytes()) != (
+            two.shape,
+            two.dtype,
+            two.tobytes(),
+        ):
             yield f"values of weight {weight.path!r}"
 
 
@@ -204,10 +203,12 @@ def _same_settings(layer, other):
     # copy that was never called may lack some.
     ignored = vars(keras.Sequential(name="any")).keys()
     common = vars(layer).keys() & vars(other).keys() - ignored
+    values = {name: vars(layer)[name] for name in common if name[0] != "_"}
+    # As JSON, because a file does not distinguish tuples from lists.
     return layer.dtype_policy == other.dtype_policy and all(
-        _listed(vars(layer)[name]) == _listed(vars(other)[name])
-        for name in common
-        if not name.startswith("_") and _is_plain(vars(layer)[name])
+        json.dumps(value) == json.dumps(vars(other)[name], default=repr)
+        for name, value in values.items()
+        if _is_plain(value)
     )
 
 
@@ -215,16 +216,6 @@ def _is_plain(value):
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
-
-
-def _listed(value):
-    """The value with lists instead of tuples, which a file does not distinguish."""
-    return list(map(_listed, value)) if isinstance(value, list | tuple) else value
-
-
-def _bytes(variable):
-    value = np.asarray(variable.value)
-    return value.shape, value.dtype, value.tobytes()
 
 
 def _limitations(model):
@@ -238,7 +229,7 @@ def _limitations(model):
         layer.name
         for layer in _layers(model)
         if isinstance(layer, keras.layers.TimeDistributed)
-        and any(isinstance(inner, Noise) for inner in _layers(layer))
+        and drop_layers(layer)
         and keras_internals.time_steps(layer) is None
     ]
     if names and backend.name() == "tensorflow":  # by `vectorized_map`

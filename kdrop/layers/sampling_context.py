@@ -1,13 +1,15 @@
-"""What the drop layers draw while a model is sampled at inference."""
+"""What the drop layers draw while a model is sampled, and the rows of their masks."""
 
 import collections
 import contextvars
 import warnings
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from kdrop import backend, keras_internals
+from kdrop.masks import bits
 
 # The active `Sampling` or `PrefixContext`, or `None`. It is set while a function is
 # traced, never around one that was traced before.
@@ -17,71 +19,38 @@ sampling: contextvars.ContextVar[Any] = contextvars.ContextVar("sampling", defau
 NOT_BY_EXAMPLE = "the first axis of its inputs is not that of the examples"
 
 
-class _Context:
-    """A context that drop layers find in `sampling`, with traces for one key."""
+class Sampling:
+    """A context in which a model's drop layers drop at inference.
 
-    rows: Any = None
+    At its end it raises if no layer with a rate above 0 was called, and warns if only
+    some were.
 
-    def __init__(self, key):
-        self._key = key
+    Args:
+        rows: uint32 tensor `(batch, 3)`: number of the sample, example and seed of each
+            row. That seed replaces the layers' seeds. Without it the layers draw from
+            their own seeds and draw counts.
+    """
+
+    # Traces for the layers' own seeds can be reused; those that capture rows cannot.
+    _KEY_WITHOUT_ROWS = backend.TraceKey()
+
+    def __init__(self, layers, rows=None):
+        key = self._KEY_WITHOUT_ROWS if rows is None else backend.TraceKey()
+        self._traces = backend.retraced_for(key)
+        self.rows, self._layers = rows, layers
+        self._occurrence = occurrences(layers, lambda draws: draws.name_hash)
+        self._trace, self._counter = backend.current_trace(), None
+        self._calls = collections.Counter()
+        self._called, self._error_message = set(), None
 
     def __enter__(self):
         self._token = sampling.set(self)
-        self._traces = backend.retraced_for(self._key)
         self._traces.__enter__()
         return self
 
     def __exit__(self, *error):
         self._traces.__exit__(None, None, None)
         sampling.reset(self._token)
-
-
-class PrefixContext(_Context):
-    """A context for the prefix of a model, in which no drop layer may draw.
-
-    Raises:
-        ValueError: If a drop layer with a rate above 0 is called.
-    """
-
-    _KEY = backend.new_trace_key()
-
-    def __init__(self):
-        super().__init__(self._KEY)
-
-    def samples(self, layer):
-        if layer.drops:
-            raise ValueError(f"Layer {layer.name!r} is not shared: {NOT_BY_EXAMPLE}.")
-        return False
-
-
-class Sampling(_Context):
-    """A context in which a model's drop layers drop at inference.
-
-    Args:
-        layers: The drop layers of the model that is sampled, in its order.
-        rows: uint32 tensor `(batch, 3)`: number of the sample, example and seed of each
-            row. That seed replaces the layers' seeds. Without it the layers draw from
-            their own seeds and draw counts.
-
-    Raises:
-        ValueError: At the end of the context, if no layer with a rate above 0 was
-            called. If only some were, it warns.
-    """
-
-    # Traces for the layers' own seeds can be reused; those that capture rows cannot.
-    _KEY_WITHOUT_ROWS = backend.new_trace_key()
-
-    def __init__(self, layers, rows=None):
-        key = self._KEY_WITHOUT_ROWS if rows is None else backend.new_trace_key()
-        super().__init__(key)
-        self.rows, self._layers = rows, layers
-        self._occurrence = occurrences(layers, lambda draws: draws.name_hash)
-        self._trace, self._calls = backend.current_trace(), collections.Counter()
-        self._counter = None
-        self._called, self._error_message = set(), None
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
         if self._error_message is not None:
             # Without the traced lines that TensorFlow puts before the message.
             raise ValueError(self._error_message) from None
@@ -90,12 +59,9 @@ class Sampling(_Context):
 
     def _check_called(self):
         # A reused trace does not call its layers again, so they remember an old call.
-        called = {
-            layer.draws
-            for layer in self._layers
-            if layer.draws in self._called
-            or (self.rows is None and layer.draws.was_sampled)
-        }
+        called = set(self._called)
+        if self.rows is None:
+            called.update(x.draws for x in self._layers if x.draws.was_sampled)
         missing = [x for x in self._layers if x.drops and x.draws not in called]
         # Some models hold layers that they never call.
         used = [layer for layer in missing if keras_internals.was_called(layer)]
@@ -125,21 +91,18 @@ class Sampling(_Context):
     def draw(self, draws, state):
         """The draw of a layer's next call; no other call or layer has the same one."""
         self._called.add(draws)
-        number = ops.cast(self._call_number(draws), state.dtype)
-        occurrence = ops.full_like(number, self._occurrence.get(draws, 0))
-        zero = ops.zeros_like(number)  # the rows hold the seeds
-        return ops.stack([zero, state[1], number, state[3], occurrence])
-
-    def _call_number(self, draws):
-        """A number for a layer's call that none of its other calls has."""
         if backend.current_trace() == self._trace:
             number = self._calls[draws]
             self._calls[draws] += 1
-            return number
-        self._check_trace()
-        # In a loop or nested function, traced once and run often, the graph counts.
-        # Its numbers start at 2^31, above those counted here.
-        return 2**31 + self._count_in_graph(draws)
+        else:
+            self._check_trace()
+            # In a loop or nested function, traced once and run often, the graph counts.
+            # Its numbers start at 2^31, above those counted here.
+            number = 2**31 + self._count_in_graph(draws)
+        number = ops.cast(number, state.dtype)
+        occurrence = ops.full_like(number, self._occurrence.get(draws, 0))
+        zero = ops.zeros_like(number)  # the rows hold the seeds
+        return ops.stack([zero, state[1], number, state[3], occurrence])
 
     def _check_trace(self):
         if backend.name() == "jax" and backend.current_trace() != self._trace:
@@ -173,6 +136,20 @@ class Sampling(_Context):
         return self._counter.next(numbers[draws])
 
 
+class PrefixContext(Sampling):
+    """A context for the prefix of a model, which raises if a layer in it would drop."""
+
+    _KEY_WITHOUT_ROWS = backend.TraceKey()
+
+    def __init__(self):
+        super().__init__([])
+
+    def samples(self, layer):
+        if layer.drops:
+            raise ValueError(f"Layer {layer.name!r} is not shared: {NOT_BY_EXAMPLE}.")
+        return False
+
+
 def occurrences(layers, key):
     """The rank of each layer's draws among those with the same `key(draws)`."""
     counts, ranks = collections.Counter(), {}
@@ -181,3 +158,35 @@ def occurrences(layers, key):
         ranks[layer.draws] = counts[equal]
         counts[equal] += 1
     return ranks
+
+
+def mask_rows(layer, inputs):
+    """The rows of the mask for a call of a layer, in a form that kernels take."""
+    shared, active = layer.shares_batch(inputs), sampling.get()
+    if active is None or active.rows is None:
+        return np.zeros((1, 2), "uint32") if shared else backend.first_row(inputs)
+    rows = active.rows
+    if shared:  # one mask for each sample; a batch holds rows of several samples
+        rows = rows * np.array([1, 0, 1], "uint32")
+    size = 1 if inputs.shape == () else inputs.shape[0]
+    count = rows.shape[0]
+    if count == 1:  # a single example, to which all rows of the inputs belong
+        return rows if shared or size == 1 else _inner_rows(rows, ops.shape(inputs)[0])
+    message = (
+        f"Layer {layer.name!r} cannot be sampled for several examples at once: "
+        f"{NOT_BY_EXAMPLE}. `kdrop.sample` computes such a model one by one."
+    )
+    if size is None or count is None:
+        return backend.with_equal_rows(rows, inputs, message)
+    if size != count:
+        raise ValueError(message)
+    return rows
+
+
+def _inner_rows(row, size):
+    """Rows for `size` parts of one example: the row itself, then hashes of it."""
+    inner = ops.cast(ops.arange(size, dtype="int32"), "uint32")
+    # Distinguishes them from the rows of a batch: "inne".
+    hashed = bits.threefry((row[:, 0], row[:, 1]), (inner, np.uint32(0x696E6E65)))
+    words = [ops.where(inner == 0, row[:, i], hashed[i]) for i in range(2)]
+    return ops.stack([*words, ops.broadcast_to(row[:, 2], ops.shape(inner))], axis=1)

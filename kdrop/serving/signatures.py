@@ -14,8 +14,12 @@ import tensorflow as tf
 from keras import tree
 
 from kdrop import backend, keras_internals
-from kdrop.ensemble.checks import stateful_layers, warn_of_other_dropout
-from kdrop.ensemble.compiled_sampler import MEMORY, CompiledSampler
+from kdrop.ensemble.compiled_sampler import (
+    MEMORY,
+    CompiledSampler,
+    stateful_layers,
+    warn_of_other_dropout,
+)
 from kdrop.ensemble.sampling import Sampler
 from kdrop.ensemble.split import SplitModel
 from kdrop.ensemble.uncertainty import summarise_tensors
@@ -68,7 +72,7 @@ def tracing():
     """Trace a function with plain kernels and separately from other traces."""
     token = run.exporting.set(True)
     try:
-        with backend.retraced_for(backend.new_trace_key()):
+        with backend.retraced_for(backend.TraceKey()):
             yield
     finally:
         run.exporting.reset(token)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kdrop.ensemble.calibration import Vote
 from kdrop.errors import UserError
-from kdrop.layers.rate_schedule import RateSchedule, rated_layers
+from kdrop.layers.callbacks import RateSchedule, rated_layers
 from kdrop.schedules import Schedule
 from kdrop.training.checkpoint import Checkpoint, History
 from kdrop.training.data import Data, Part, load

@@ -118,7 +118,7 @@ def masked():
     return keras.Model(inputs, both)
 
 
-NETWORKS = [mlp, branches, functional_in_functional, convolutions, masked]
+NETWORKS = [branches, functional_in_functional, convolutions, masked]
 
 
 def is_zero(outputs):

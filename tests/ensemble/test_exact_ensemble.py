@@ -19,20 +19,6 @@ def rng():
 
 
 @in_float64
-def test_the_mean_of_four_linear_networks_is_weight_scaling():
-    layers = [keras.Input((2,), dtype="float64"), VanillaDropout(0.5, dtype="float64")]
-    output = dense(1, use_bias=False, dtype="float64")
-    model = keras.Sequential([*layers, output])
-    model.set_weights([np.array([[3.0], [-1.0]])])
-    ensemble = kdrop.subnetworks(model, np.array([[2.0, 5.0]]))
-    outputs = [3 * 2 - 5, 3 * 2, -5, 0]
-    assert ensemble.count == 4
-    assert ensemble.arithmetic == ensemble.weight_scaling == np.mean(outputs) == 0.5
-    assert ensemble.difference == 0
-    assert ensemble.geometric is None  # no probabilities
-
-
-@in_float64
 @pytest.mark.parametrize("drop", [VanillaDropout, InvertedDropout])
 def test_the_mean_of_a_deep_linear_network_is_weight_scaling(drop):
     settings = dict(dtype="float64")
@@ -49,6 +35,7 @@ def test_the_mean_of_a_deep_linear_network_is_weight_scaling(drop):
     assert ensemble.count == 2**9
     np.testing.assert_allclose(ensemble.arithmetic, ensemble.weight_scaling, rtol=1e-12)
     assert ensemble.difference < 1e-12
+    assert ensemble.geometric is None  # no probabilities
 
 
 @in_float64

@@ -67,8 +67,12 @@ FIRST_CALLS = {
     "sampler": lambda model: kdrop.Sampler(model)(ONES),
     "sample": lambda model: sample(model, ONES),
 }
-ORDERS = [(name, "inference") for name in FUNCTIONS]
-ORDERS += [("decorated", "sampler"), ("helper", "sample")]
+ORDERS = [("decorated", "sampler"), ("helper", "sample"), ("signature", "inference")]
+ORDERS += [
+    pytest.param(name, "inference", marks=pytest.mark.slow)
+    for name in FUNCTIONS
+    if name != "signature"
+]
 
 
 @on_tensorflow
@@ -234,6 +238,7 @@ def test_an_unrolled_loop_is_sampled_everywhere():
     assert_variance(sample(recurrent(True, 8), SEQUENCES[:, :8], passes=50), 8)
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_a_served_loop_counts_its_own_calls(tmp_path):
     model = recurrent(False)

@@ -145,9 +145,12 @@ def test_a_sampler_checks_its_arguments():
     "arguments, message",
     [
         ({"model": "m"}, "`model` must be a `keras.Model`. Received: 'm'"),
-        ({"passes": 0}, "`passes` must be an integer of 1 or more. Received: 0"),
-        ({"batch_size": 2.0}, "`batch_size` must be .* Received: 2.0"),
-        ({"memory": True}, "`memory` must be .* Received: True"),
+        (
+            {"passes": 0},
+            "`passes` must be one integer of at least 1. Received: passes=0",
+        ),
+        ({"batch_size": 2.0}, "`batch_size` must be .* Received: batch_size=2.0"),
+        ({"memory": True}, "`memory` must be .* Received: memory=True"),
         ({"seed": -1}, "`seed` must be an integer in"),
         ({"inputs": [[1.0, 2.0]]}, "`inputs` must be an array .* float"),
         ({"inputs": [INPUTS, INPUTS[:3]]}, r"ndarray\(50, 8\), ndarray\(3, 8\)"),

@@ -26,6 +26,7 @@ def test_a_split_model_has_the_samples_of_the_whole(network):
     np.testing.assert_allclose(fewer, samples[:3], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_split_model_in_half_precision_has_the_samples_of_the_whole():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -154,7 +155,13 @@ FOLDED["unknown length"] = time_first_of_unknown_length
 WINDOWS = np.ones((10, 12, 32), "float32")
 
 
-@pytest.mark.parametrize("network", FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(network, marks=[pytest.mark.slow] if "," in form else [], id=form)
+        for form, network in FOLDED.items()
+    ],
+)
 def test_each_row_of_an_example_has_another_mask(network):
     model = network()
     samples = sample(model, WINDOWS, passes=12)

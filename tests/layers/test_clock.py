@@ -69,7 +69,7 @@ class CustomStep(keras.Model):
     "settings",
     [
         {"compiles": 2},
-        {"custom": True},
+        pytest.param({"custom": True}, marks=pytest.mark.slow),
         pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
         pytest.param({"steps_per_execution": 3}, marks=pytest.mark.slow),
         pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
@@ -244,10 +244,3 @@ def test_the_clock_keeps_a_custom_step_and_follows_compile():
     assert model.train_step is counted and calls
     np.testing.assert_array_equal(model.layers[0].get_weights()[0], freeze.weights[0])
     assert layers[1].draw_count == 8
-
-
-def test_without_the_clock_calls_in_one_step_differ():
-    layer = drop_layer()
-    twice = tf.function(lambda x: (layer(x, training=True), layer(x, training=True)))
-    first, second = twice(tf.ones((64, 256)))
-    assert_independent(first, second)

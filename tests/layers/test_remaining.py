@@ -26,14 +26,10 @@ OTHER = {
         lambda: chain(keras.layers.LSTM(4, dropout=0.5, name="lstm"), drop()),
         "lstm",
     ),
-    "GRU": (
-        lambda: chain(keras.layers.GRU(4, recurrent_dropout=0.5, name="gru"), drop()),
-        "gru",
-    ),
     "SimpleRNN": (
         lambda: chain(
             keras.layers.Bidirectional(
-                keras.layers.SimpleRNN(4, dropout=0.5, name="simple")
+                keras.layers.SimpleRNN(4, recurrent_dropout=0.5, name="simple")
             ),
             drop(),
         ),
@@ -49,21 +45,9 @@ OTHER = {
         ),
         "rnn",
     ),
-    "ConvLSTM": (
-        lambda: chain(
-            keras.layers.Reshape((2, 3, 8)),
-            keras.layers.ConvLSTM1D(4, 2, dropout=0.5, name="convolution"),
-            drop(),
-        ),
-        "convolution",
-    ),
     "Attention": (
         lambda: attention(keras.layers.Attention(dropout=0.5, name="attention")),
         "attention",
-    ),
-    "AdditiveAttention": (
-        lambda: attention(keras.layers.AdditiveAttention(dropout=0.5, name="additive")),
-        "additive",
     ),
 }
 

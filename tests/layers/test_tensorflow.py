@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from family import (
+    FAMILY,
     assert_close,
     assert_frequency,
     assert_independent,
     dropped,
-    every_layer,
     fit,
     network,
     regression,
@@ -20,6 +20,17 @@ from family import (
 
 import kdrop
 from kdrop.masks import run
+
+# Graphs of sizes that are unknown, and of plain operations, are other code only where
+# the kernels differ.
+KERNELS = {"InvertedDropout", "AlphaDropout", "DropBlock2D", "ExactDropout", "DropPath"}
+every_kernel = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if name in KERNELS else [pytest.mark.slow], id=name)
+        for name, case in FAMILY.items()
+    ],
+)
 
 # Replicas
 
@@ -128,7 +139,7 @@ def test_in_time_distributed_vectorized_map_and_a_data_pipeline():
         assert_frequency(mask, 0.5)
 
 
-@every_layer
+@every_kernel
 def test_unknown_sizes_draw_the_same(case):
     layer = case.make()
     sizes = [None] * len(case.shape)
@@ -157,7 +168,7 @@ def test_an_unknown_rank_draws_the_same():
     np.testing.assert_array_equal(call(tf.ones((4, 5, 6))) == 0, expected)
 
 
-@every_layer
+@every_kernel
 def test_plain_operations_draw_the_same(case):
     layer = case.make()
 
