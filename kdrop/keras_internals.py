@@ -187,3 +187,10 @@ def forget_compiled(model):
         for name in (*_COMPILED_FUNCTIONS, "generate_function"):  # the last of KerasHub
             if isinstance(layer, keras.Model) and name in vars(layer):
                 setattr(layer, name, None)
+
+
+def quantized_kernel(dense):
+    """The integers of a Dense layer that is quantized to int8 or int4."""
+    if dense.quantization_mode == "int4":
+        return keras.quantizers.unpack_int4(dense._kernel, dense.units, axis=-1)
+    return dense._kernel

@@ -68,11 +68,9 @@ def cosine(start: float, end: float) -> Schedule:
 def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule:
     """Drop only at the start of training, which helps networks that underfit.
 
-    Args:
-        rate: The first rate.
-        cutoff: Progress in (0, 1] from which on the rate is 0. The default is that of
-            the paper: 50 of 300 epochs.
-        decay: "linear" falls from `rate` to 0, "constant" holds `rate` to the cutoff.
+    The rate is 0 from the progress `cutoff` in (0, 1] on; by default, as in the paper,
+    after 50 of 300 epochs. Until then it falls linearly from `rate` if `decay` is
+    "linear", and stays at `rate` if it is "constant".
 
     >>> from kdrop import schedules
     >>> schedule = schedules.early(0.4, cutoff=0.5)

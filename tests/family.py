@@ -110,12 +110,20 @@ FAMILY = {
     )
 }
 every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
+# One layer for each way in which a mask is made, drawn and applied
+KINDS = (
+    "InvertedDropout",
+    "GaussianDropout",
+    "AlphaDropout",
+    "ExactDropout",
+    "SpatialDropout2D",
+    "DropBlock2D",
+    "DropPath",
+    "StochasticDepth",
+)
+every_kind = pytest.mark.parametrize("case", [FAMILY[n] for n in KINDS], ids=KINDS)
 DROPPING = {name: case for name, case in FAMILY.items() if case.dropped}
 every_dropping_layer = pytest.mark.parametrize("case", DROPPING.values(), ids=DROPPING)
-# For what the base class does alike for all layers.
-every_base = pytest.mark.parametrize(
-    "layer_class", [kdrop.InvertedDropout, kdrop.VanillaDropout]
-)
 
 
 def dropped(layer, shape=(64, 256), dtype="float32"):

@@ -2,14 +2,15 @@
 
 from kdrop.layers.concrete import ConcreteDropout
 from kdrop.layers.exact import ExactDropout
-from kdrop.layers.paths import DropPath, StochasticDepth
 from kdrop.layers.regions import (
     DropBlock1D,
     DropBlock2D,
     DropBlock3D,
+    DropPath,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
+    StochasticDepth,
 )
 from kdrop.layers.standout import StandoutDropout
 from kdrop.layers.tokens import TokenDropout

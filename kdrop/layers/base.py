@@ -36,6 +36,8 @@ class Noise(keras.Layer):
     # behind dense layers. "dense layer", "convolution": in place of such a layer.
     # Anything else, such as "tokens": nowhere in those networks.
     place = "units"
+    # The arguments of a subclass that its configuration holds, as attributes.
+    config_arguments = ()
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
@@ -154,7 +156,8 @@ class Noise(keras.Layer):
         return super().compute_output_spec(inputs, **kwargs)
 
     def get_config(self):
-        return {**super().get_config(), "seed": self.seed}
+        arguments = {name: getattr(self, name) for name in self.config_arguments}
+        return {**super().get_config(), "seed": self.seed, **arguments}
 
 
 class Drop(Noise):

@@ -18,10 +18,9 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
     """Drop inputs of a layer at a rate that is learned with its weights.
 
     The mask is relaxed so that the loss has a gradient for the rate r. An input is
-    multiplied by `(1 - z) / (1 - r)` with
-    `z = sigmoid((logit r + logit u) / temperature)` and u uniform in (0, 1). The
-    wrapper adds two losses from the variational objective, with as many `inputs` as the
-    layer has features or channels:
+    multiplied by `(1 - z) / (1 - r)` with u uniform in (0, 1) and
+    `z = sigmoid((logit r + logit u) / temperature)`. The wrapper adds two losses, where
+    `inputs` is the number of the layer's input features or channels:
 
         weight_decay * sum(kernel^2) / (1 - r)
         entropy_weight * inputs * (r log r + (1 - r) log(1 - r))
@@ -38,12 +37,8 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         entropy_weight: Weight of the second loss, at least 0.
         temperature: Above 0; near 0 the mask is nearly 0 or 1. The paper takes 0.1 for
             dense layers and 2/3 for convolutions.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same noise.
 
-    Input and output shapes: those of the wrapped layer.
-
-    Raises:
-        ValueError: For an invalid argument, or inputs that are not of a float dtype.
+    Shapes: those of the wrapped layer. `seed` and errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.ConcreteDropout(keras.layers.Dense(2), 1e-6, 1e-5, seed=1)
@@ -55,6 +50,7 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
     """
 
     place = "dense layer"
+    config_arguments = ("weight_decay", "entropy_weight", "temperature")
 
     @classmethod
     def at_place(cls, rate, examples=1, seed=None, name=None, **arguments):
@@ -128,14 +124,6 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "weight_decay": self.weight_decay,
-            "entropy_weight": self.entropy_weight,
-            "temperature": self.temperature,
-        }
-
 
 def _float_kernel(layer):
     """The kernel that a layer computes with, in float if it is quantized."""
@@ -148,13 +136,9 @@ def _float_kernel(layer):
             f"{layer.name!r}, which are quantized as {mode!r}. Allowed: 'int8', "
             "'int4', 'float8'."
         )
-    kernel, scale = layer._kernel, layer.kernel_scale
-    if mode == "int4":
-        kernel = keras.quantizers.unpack_int4(kernel, layer.units, axis=-1)
-    kernel = ops.cast(kernel, scale.dtype)
-    if hasattr(
-        layer, "kernel_zero"
-    ):  # each block of inputs has a zero point and a scale
+    scale = layer.kernel_scale
+    kernel = ops.cast(keras_internals.quantized_kernel(layer), scale.dtype)
+    if hasattr(layer, "kernel_zero"):  # a zero point and a scale for each input block
         block = ops.cast(layer.g_idx, "int32")
         zero = ops.cast(ops.take(layer.kernel_zero, block, axis=0), kernel.dtype)
         kernel = (kernel - zero) * ops.take(scale, block, axis=0)

@@ -19,25 +19,19 @@ _ONE, _BYTE, _HIGHEST = np.uint32(1), np.uint32(255), np.uint32(2**32 - 1)
 class ExactDropout(UnitNoise):
     """Drop an exact number of units of each example, and scale the others.
 
-    Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped.
-    Every set of `count` units is equally likely, and the other units are scaled by
-    `units / (units - count)`. Each example, and each other position in it, has another
-    set. The rate counts to 2^-32, so that half a unit rounds up even if the rate's
-    binary value is a little below its decimals. Inference changes nothing.
+    Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped,
+    each set equally likely, and the others are scaled by `units / (units - count)`.
+    Each example, and each other position in it, has another set. The rate counts to
+    2^-32, so half a unit rounds up even if the rate's binary value is a little below
+    its decimals. Inference changes nothing.
 
     Args:
-        rate: Fraction of units to drop, in [0, 1).
-        axis: Axis of the units, any but that of the batch.
-        noise_shape: As of `InvertedDropout`. `(1, None)` drops the same units in the
-            whole batch.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
+        axis: Axis of the units, any but that of the batch. The sizes from there on must
+            be known, and the units fewer than 2^24.
+        noise_shape: `(1, None)` drops the same units in the whole batch. It cannot have
+            a 1 for the units.
 
-    Input shape: any of a float dtype, known from `axis` on, with fewer than 2^24 units.
-    Output shape: the same.
-
-    Raises:
-        ValueError: If an argument or the inputs are invalid, or `noise_shape` does not
-            broadcast to their shape or has a 1 for the units.
+    Other arguments, shapes and errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.ExactDropout(0.3, seed=1)
@@ -45,9 +39,11 @@ class ExactDropout(UnitNoise):
     >>> print(keras.ops.convert_to_numpy(keras.ops.sum(outputs == 0, axis=1)))
     [3 3 3]
 
-    Reference: an exact count in place of independent decisions as in
-    [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 4
+    Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
+    section 4, with an exact count in place of independent decisions
     """
+
+    config_arguments = ("axis", "noise_shape")
 
     def __init__(self, rate, axis=-1, noise_shape=None, seed=None, **kwargs):
         super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
@@ -74,7 +70,6 @@ class ExactDropout(UnitNoise):
             )
 
     def _sizes_from_axis(self, shape):
-        """The mask's dimensions from that of the units on."""
         return run.broadcast_sizes(self.noise_shape, shape)[self.axis % len(shape) :]
 
     def drop(self, inputs, draw, rows):
@@ -84,13 +79,9 @@ class ExactDropout(UnitNoise):
         kernel = _kernel(units, math.prod(inner))
         return run.apply(kernel, inputs, draw, rows, self.noise_shape)
 
-    def get_config(self):
-        return {**super().get_config(), "axis": self.axis}
 
-
-# The words within a row are distinct. So the `count` lowest words of a group are those
-# below some threshold, and every set of units is the lowest equally often. To search
-# for the threshold is to count how many words lie below a guess.
+# The words within a row are distinct, so the `count` lowest words of a group are those
+# below some threshold. To search for it is to count how many words are below a guess.
 
 
 @functools.cache
@@ -116,9 +107,9 @@ def _kernel(units, inner):
         return ops.reshape(dropped, (rows, size))
 
     def select(inputs, dropped, draw):
-        remaining = units - _count(draw, units)
-        factor = units / ops.cast(remaining, kernels.wide(inputs.dtype))
-        return kernels.select(kernels.scale(inputs, factor), dropped, draw)
+        remaining = ops.cast(units - _count(draw, units), kernels.wide(inputs.dtype))
+        scaled = kernels.scale(inputs, units / remaining)
+        return kernels.select(scaled, dropped, draw)
 
     return kernels.Kernel(noise, select, select, distinct=True)
 
@@ -136,16 +127,7 @@ def _count(draw, units):
 
 
 def _lowest(words, count):
-    """Which words are the `count` lowest of their groups.
-
-    Args:
-        words: uint32 tensor `(groups, split, units / split, inner)`, distinct along the
-            units.
-        count: int32 scalar, less than the number of units.
-
-    Returns:
-        Boolean tensor of the words' shape.
-    """
+    """Which words `(groups, split, units / split, inner)` are a group's lowest."""
     # Narrow a bracket, with the counts below its ends, by interpolation until at most
     # one word is missing. Each step is one pass over the words.
     low = ops.zeros_like(words[:, :1, :1])
@@ -181,8 +163,7 @@ def _lowest(words, count):
     start = ops.where(up, guess, np.uint32(0) - guess)
     gap = _over_units(ops.min, ops.bitwise_xor(words, flip) - start)
     moved = ops.where(up, guess + gap + _ONE, guess - gap - _ONE)
-    guess = ops.where(missing == 0, guess, moved)
-    return words < guess
+    return words < ops.where(missing == 0, guess, moved)
 
 
 def _over_units(reduce, words):

@@ -1,15 +1,14 @@
-"""Layers that drop regions of a map: whole channels, or blocks of positions."""
+"""Layers that drop groups of units: channels, blocks of positions, whole examples."""
 
 import keras
 
 from kdrop.layers.base import Drop
 from kdrop.layers.checks import check_integer
-from kdrop.layers.units import UnitNoise
+from kdrop.layers.units import UnitNoise, VanillaDropout
 from kdrop.masks import kernels, run
 
 
 def _check_data_format(data_format):
-    """The data format, Keras's default if it is `None`."""
     if data_format is None:
         return keras.config.image_data_format()
     if data_format not in ("channels_last", "channels_first"):
@@ -20,12 +19,10 @@ def _check_data_format(data_format):
     return data_format
 
 
-def _over_map(data_format, channels, size, dimensions):
-    """A tuple for the dimensions after the batch: of the channels, and of the map."""
-    over_map = (size,) * dimensions
-    if data_format == "channels_first":
-        return (channels, *over_map)
-    return (*over_map, channels)
+def _after_batch(data_format, channels, *over_map):
+    """The tuple of a value for the channels and those for the map's dimensions."""
+    first = data_format == "channels_first"
+    return (channels, *over_map) if first else (*over_map, channels)
 
 
 class SpatialDropout(UnitNoise):
@@ -33,39 +30,21 @@ class SpatialDropout(UnitNoise):
 
     kernel = kernels.INVERTED
     place = "feature maps"
+    config_arguments = ("data_format",)
 
     def __init__(self, rate, data_format=None, seed=None, **kwargs):
-        """Channels that are not dropped are scaled by `1 / (1 - rate)` in training.
-
-        Args:
-            rate: Fraction of channels to drop, in [0, 1). It can be set at any time.
-            data_format: `"channels_last"`, `"channels_first"` or `None` for Keras's
-                default. `SpatialDropout1D` takes channels last and no `data_format`.
-            seed: Integer in [0, 2^32). The same seed and layer name give the same
-                masks; `None` draws a seed.
-
-        Raises:
-            ValueError: For an invalid argument, or inputs that are not of a float dtype
-                or not of the layer's rank.
-
-        Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
-        """
         self.data_format = _check_data_format(data_format)
-        noise_shape = (None, *_over_map(self.data_format, None, 1, self.dimensions))
-        super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
+        shared = _after_batch(self.data_format, None, *(1,) * self.dimensions)
+        super().__init__(rate, noise_shape=(None, *shared), seed=seed, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=self.dimensions + 2)
-
-    def get_config(self):
-        config = {**super().get_config(), "data_format": self.data_format}
-        del config["noise_shape"]
-        return config
 
 
 @keras.saving.register_keras_serializable("kdrop")
 class SpatialDropout1D(SpatialDropout):
     """Drop whole channels of a sequence: all its steps share one decision.
 
-    Input shape: `(batch, steps, channels)`. Output shape: the same.
+    As `SpatialDropout2D` (Tompson et al., section 3.2), on
+    `(batch, steps, channels)` and without `data_format`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.SpatialDropout1D(0.5, seed=1, name="drop")
@@ -77,19 +56,22 @@ class SpatialDropout1D(SpatialDropout):
 
     place = "the channels of sequences"
     dimensions = 1
+    config_arguments = ()
 
     def __init__(self, rate, seed=None, **kwargs):
         super().__init__(rate, data_format="channels_last", seed=seed, **kwargs)
-
-    def get_config(self):
-        config = super().get_config()
-        del config["data_format"]
-        return config
 
 
 @keras.saving.register_keras_serializable("kdrop")
 class SpatialDropout2D(SpatialDropout):
     """Drop whole feature maps: all positions of a channel share one decision.
+
+    Args:
+        data_format: `"channels_last"`, `"channels_first"` or, for Keras's default,
+            `None`.
+
+    Other arguments and errors: those of `InvertedDropout`, without `noise_shape`. The
+    other channels are scaled by `1 / (1 - rate)`.
 
     Input shape: `(batch, height, width, channels)` or, if channels come first,
     `(batch, channels, height, width)`. Output shape: the same.
@@ -99,6 +81,8 @@ class SpatialDropout2D(SpatialDropout):
     >>> outputs = layer(keras.ops.ones((1, 8, 8, 6)), training=True)
     >>> print(keras.ops.convert_to_numpy(keras.ops.mean(outputs, axis=(1, 2))))
     [[2. 0. 0. 2. 0. 0.]]
+
+    Reference: [Tompson et al., 2015](https://arxiv.org/abs/1411.4280), section 3.2
     """
 
     dimensions = 2
@@ -108,8 +92,8 @@ class SpatialDropout2D(SpatialDropout):
 class SpatialDropout3D(SpatialDropout):
     """Drop whole channels of a volume: all its positions share one decision.
 
-    Input shape: `(batch, depth, height, width, channels)` or, if channels come first,
-    `(batch, channels, depth, height, width)`. Output shape: the same.
+    As `SpatialDropout2D` (Tompson et al., section 3.2), on maps of depth,
+    height and width.
 
     >>> import keras, kdrop
     >>> layer = kdrop.SpatialDropout3D(0.5, seed=1, name="drop")
@@ -123,32 +107,16 @@ class SpatialDropout3D(SpatialDropout):
 
 
 class DropBlock(Drop):
-    """Drop blocks of positions. A subclass sets the maps' `dimensions`."""
+    """Dropout of blocks of positions. A subclass sets the maps' `dimensions`."""
 
     place = "feature maps"
+    config_arguments = ("block_size", "data_format")
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
         return cls(rate=rate, block_size=3, **arguments)
 
     def __init__(self, rate, block_size, data_format=None, seed=None, **kwargs):
-        """Units that are not dropped are scaled by `1 / (1 - rate)` in training.
-
-        Args:
-            rate: Fraction of units to drop, in [0, 1). It can be set at any time.
-            block_size: Side of a block, in positions: an integer from 1 to the
-                smallest side of the map.
-            data_format: `"channels_last"`, `"channels_first"` or `None` for Keras's
-                default.
-            seed: Integer in [0, 2^32). The same seed and layer name give the same
-                masks; `None` draws a seed.
-
-        Raises:
-            ValueError: For an invalid argument, or inputs that are not of a float
-                dtype, not of the layer's rank or smaller than a block.
-
-        Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
-        """
         self.block_size = check_integer("block_size", block_size, 1)
         self.data_format = _check_data_format(data_format)
         super().__init__(rate, seed=seed, **kwargs)
@@ -168,23 +136,16 @@ class DropBlock(Drop):
             )
 
     def drop(self, inputs, draw, rows):
-        block = _over_map(self.data_format, 1, self.block_size, self.dimensions)
+        sides = (self.block_size,) * self.dimensions
+        block = _after_batch(self.data_format, 1, *sides)
         return run.apply(kernels.blocks(block), inputs, draw, rows)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "block_size": self.block_size,
-            "data_format": self.data_format,
-        }
 
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock1D(DropBlock):
-    """Drop runs of consecutive steps, other runs in each channel. See `DropBlock2D`.
+    """Drop runs of consecutive steps, other runs in each channel.
 
-    Input shape: `(batch, steps, channels)` or, if channels come first,
-    `(batch, channels, steps)`. Output shape: the same.
+    As `DropBlock2D` (Ghiasi et al., section 3), on maps of one dimension.
 
     >>> import keras, kdrop
     >>> layer = kdrop.DropBlock1D(0.5, block_size=3, seed=1, name="drop")
@@ -203,15 +164,16 @@ class DropBlock2D(DropBlock):
 
     Each unit is dropped with probability `rate`, exactly, wherever it lies. A block may
     start anywhere and is clipped at the border, so each unit can be dropped by
-    `block_size^2` seeds. A seed has the probability
-    `1 - (1 - rate)^(1 / block_size^2)`. The paper drops less than the rate: its
-    probability of a seed ignores that blocks overlap, and it places only whole blocks,
-    so that the border is rarely dropped. It also scales by `units / units not dropped`
-    of each draw. Here the scale is constant, so the expectation of each unit is its
-    value and the layer is linear.
+    `block_size^2` seeds, of probability `1 - (1 - rate)^(1 / block_size^2)`. The paper
+    drops less than the rate, because it ignores that blocks overlap, and rarely at the
+    border, because it places only whole blocks. It scales by `units / units not
+    dropped` of each draw; here the scale is constant, so that the layer is linear.
 
-    Input shape: `(batch, height, width, channels)` or, if channels come first,
-    `(batch, channels, height, width)`. Output shape: the same.
+    Args:
+        block_size: Side of a block, in positions: an integer from 1 to the smallest
+            side of the map.
+
+    Other arguments, shapes and errors: those of `SpatialDropout2D`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.DropBlock2D(0.5, block_size=2, seed=2, name="drop")
@@ -221,6 +183,8 @@ class DropBlock2D(DropBlock):
      [0. 2. 2. 2. 2. 2.]
      [0. 0. 0. 2. 2. 2.]
      [2. 0. 0. 2. 2. 2.]]
+
+    Reference: [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890), section 3
     """
 
     dimensions = 2
@@ -228,10 +192,9 @@ class DropBlock2D(DropBlock):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock3D(DropBlock):
-    """Drop cubic blocks of volumes, other blocks in each channel. See `DropBlock2D`.
+    """Drop cubic blocks of volumes, other blocks in each channel.
 
-    Input shape: `(batch, depth, height, width, channels)` or, if channels come first,
-    `(batch, channels, depth, height, width)`. Output shape: the same.
+    As `DropBlock2D` (Ghiasi et al., section 3), on maps of depth, height and width.
 
     >>> import keras, kdrop
     >>> layer = kdrop.DropBlock3D(0.25, block_size=2, seed=1, name="drop")
@@ -242,3 +205,58 @@ class DropBlock3D(DropBlock):
 
     place = "regions of volumes"
     dimensions = 3
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class DropPath(Drop):
+    """Drop all units of an example, or scale them by `1 / (1 - rate)`.
+
+    The last layer of a residual branch, `x + DropPath(rate)(branch(x))`: each example
+    of a batch skips the branch or goes through it. Inference changes nothing.
+
+    Arguments, shapes and errors: those of `InvertedDropout`, without `noise_shape`.
+
+    >>> import keras, kdrop
+    >>> layer = kdrop.DropPath(0.5, seed=2, name="drop")
+    >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((3, 4)), training=True)))
+    [[0. 0. 0. 0.]
+     [2. 2. 2. 2.]
+     [2. 2. 2. 2.]]
+
+    Reference: [Larsson et al., 2017](https://arxiv.org/abs/1605.07648), section 3, for
+    the name. The rule is that of `StochasticDepth`, with a decision for each example
+    and inverted scaling
+    """
+
+    place = "residual branches"
+    _kernel = kernels.INVERTED
+
+    def drop(self, inputs, draw, rows):
+        rank = len(inputs.shape)
+        noise_shape = (None, *(1,) * (rank - 1))[:rank]
+        return run.apply(self._kernel, inputs, draw, rows, noise_shape)
+
+
+@keras.saving.register_keras_serializable("kdrop")
+class StochasticDepth(DropPath):
+    """Drop the whole batch in training, or nothing. At inference scale by `1 - rate`.
+
+    Stochastic depth as it was published: in training,
+    `x + StochasticDepth(rate)(branch(x))` skips the branch or goes through it, by one
+    decision for the batch and unscaled. Replicas share the decision.
+
+    Arguments, shapes and errors: those of `InvertedDropout`, without `noise_shape`.
+
+    >>> import keras, kdrop
+    >>> layer = kdrop.StochasticDepth(0.25)
+    >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 4)))))
+    [[0.75 0.75 0.75 0.75]]
+
+    Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), section 3
+    """
+
+    _kernel = kernels.VANILLA
+    infer = VanillaDropout.infer
+
+    def shares_batch(self, inputs):
+        return True

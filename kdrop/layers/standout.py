@@ -15,14 +15,12 @@ class StandoutDropout(Noise):
     """Keep each unit with a probability that a second network computes.
 
     A unit is kept with probability `keep = sigmoid(alpha * (inputs W) + beta)` and then
-    divided by it. Inference changes nothing. So `alpha = 0` is inverted dropout of rate
-    `1 - sigmoid(beta)`. (The paper does not divide, and multiplies by `keep` at
-    inference, as vanilla dropout does.)
+    divided by it. So `alpha = 0` is inverted dropout of rate `1 - sigmoid(beta)`. At
+    inference nothing changes. (The paper multiplies by `keep` there instead.)
 
     W is learned. A sampled mask has no derivative, so its gradient is taken to be that
-    of `keep`, the mask's expectation. With the division, W gets no gradient on average
-    where the loss is linear in the outputs. That is right, because the outputs' mean
-    does not depend on W: W learns where noise does harm.
+    of its mean, `keep`. Where the loss is linear in the outputs, W gets no gradient on
+    average, because their mean does not depend on W: W learns where noise does harm.
 
     A NaN in an example makes all its `inputs W` NaN, and none of its units are dropped.
 
@@ -30,14 +28,12 @@ class StandoutDropout(Noise):
         alpha: Scale of the second network, a finite number.
         beta: Bias of the second network, a finite number. The greater it is, the fewer
             units are dropped.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
 
-    Input shape: `(batch, ..., units)`, of a float dtype. Output shape: the same. Weight
-    shape: `(units, units)`.
+    Other arguments and errors: those of `InvertedDropout`, without `rate` and
+    `noise_shape`.
 
-    Raises:
-        ValueError: If an argument is invalid; in the call, if the inputs are not of a
-            float dtype or the number of units is unknown.
+    Input shape: `(batch, ..., units)`, of a known number of units. Output shape: the
+    same. Weight shape: `(units, units)`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.StandoutDropout(alpha=0.0, seed=1, name="drop")
@@ -50,6 +46,7 @@ class StandoutDropout(Noise):
     """
 
     place = "dense units"
+    config_arguments = ("alpha", "beta")
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
@@ -91,6 +88,3 @@ class StandoutDropout(Noise):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}

@@ -21,25 +21,22 @@ class TokenDropout(Drop):
     subsets of that size are equally likely. The sequence is shorter in training, so
     dropped tokens cost the following layers nothing. Embed positions before this layer.
 
-    The number of tokens is part of the shape, so a traced function keeps the number
-    that it was traced with. A new rate takes effect in eager mode, and when a function
-    is retraced, as after `model.compile`. The layer warns if that is needed.
+    A traced function keeps the number of tokens that it was traced with, since that is
+    part of the shape. A new rate takes effect in eager mode, and when a function is
+    retraced, as after `model.compile`; the layer warns if that is needed.
 
     Args:
         rate: Fraction of the tokens after the prefix to drop, in [0, 1).
         prefix_tokens: Number of tokens at the start that always stay, such as a class
             token.
-        return_indices: Whether to return the indices of the remaining tokens too.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same subsets.
+        return_indices: Whether to return the remaining tokens' indices too, int32
+            `(batch, remaining)`.
 
-    Input shape: `(batch, tokens, features)`, of a float dtype.
-    Output shape: `(batch, remaining, features)`, and with `return_indices` also
-    `(batch, remaining)` of dtype int32. In a symbolic shape `remaining` is `None`,
-    since training and inference differ.
+    Other arguments and errors: those of `InvertedDropout`. Inputs without a token after
+    the prefix are an error too.
 
-    Raises:
-        ValueError: If an argument is invalid; in the call, if the inputs are not of a
-            float dtype or have no token after the prefix.
+    Input shape: `(batch, tokens, features)`. Output shape: `(batch, remaining,
+    features)`; `remaining` is `None` in a symbolic shape, as inference keeps all.
 
     >>> import keras, kdrop
     >>> layer = kdrop.TokenDropout(0.5, 1, return_indices=True, seed=1, name="drop")
@@ -51,7 +48,7 @@ class TokenDropout(Drop):
     """
 
     place = "tokens"
-
+    config_arguments = ("prefix_tokens", "return_indices")
     _traced = False
 
     def __init__(
@@ -81,14 +78,13 @@ class TokenDropout(Drop):
         super().check(inputs)
         tokens = inputs.shape[1]
         if tokens is not None and tokens <= self.prefix_tokens:
-            raise ValueError(
-                f"{self._requirement} Received: inputs of {tokens} tokens, "
-                f"prefix_tokens={self.prefix_tokens}"
-            )
+            raise ValueError(self._too_short(f"inputs of {tokens} tokens, "))
 
-    @property
-    def _requirement(self):
-        return f"Layer {self.name!r} needs inputs with a token after the prefix."
+    def _too_short(self, received=""):
+        return (
+            f"Layer {self.name!r} needs inputs with a token after the prefix. "
+            f"Received: {received}prefix_tokens={self.prefix_tokens}"
+        )
 
     def call(self, inputs, training=False, mask=None):
         outputs, indices = super().call(inputs, training=training)
@@ -98,16 +94,19 @@ class TokenDropout(Drop):
         return (outputs, indices) if self.return_indices else outputs
 
     def compute_mask(self, inputs, previous_mask):
-        return None  # only `call` knows which tokens remain
+        return None  # `call` sets the mask: only it knows which tokens remain
 
     def drop(self, inputs, draw, rows):
-        self._traced = self._traced or _is_symbolic(inputs)
+        self._traced = self._traced or backend.is_traced()
         batch, tokens, _ = ops.shape(inputs)
         if inputs.shape[1] is None:
             tokens = self._check_at_run_time(tokens)
         candidates = tokens - self.prefix_tokens
-        count = _remaining(candidates, self.rate)
-        subset = _subset(draw, rows, batch, candidates, count) + self.prefix_tokens
+        # No word repeats in a row: their order is a random permutation.
+        ids = run.row_ids(rows, (batch,))
+        words = bits.words(run.draw_key(draw, ids), ids, candidates, True)
+        subset = ops.argsort(words, axis=-1)[:, : _remaining(candidates, self.rate)]
+        subset = ops.sort(subset, axis=-1) + self.prefix_tokens
         indices = ops.concatenate([_all(batch, self.prefix_tokens), subset], axis=1)
         return _take(inputs, indices), indices
 
@@ -115,8 +114,9 @@ class TokenDropout(Drop):
         """`check` for a number of tokens that was unknown when it ran."""
         import tensorflow as tf
 
-        message = f"{self._requirement} prefix_tokens={self.prefix_tokens}"
-        enough = tf.debugging.assert_greater(tokens, self.prefix_tokens, message)
+        enough = tf.debugging.assert_greater(
+            tokens, self.prefix_tokens, self._too_short()
+        )
         with tf.control_dependencies([enough]):
             return tf.identity(tokens)
 
@@ -136,29 +136,12 @@ class TokenDropout(Drop):
         indices = keras.KerasTensor((batch, None), "int32")
         return (outputs, indices) if self.return_indices else outputs
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "prefix_tokens": self.prefix_tokens,
-            "return_indices": self.return_indices,
-        }
-
 
 def _remaining(tokens, rate):
-    """How many tokens stay; in float64 also if their number is a tensor."""
     if isinstance(tokens, int):
         return max(1, tokens - math.floor(rate * tokens + 0.5))
     dropped = ops.floor(rate * ops.cast(tokens, "float64") + 0.5)
     return ops.maximum(1, tokens - ops.cast(dropped, tokens.dtype))
-
-
-def _subset(draw, rows, batch, size, count):
-    """`count` of `size` positions for each row, ascending: int32 `(batch, count)`."""
-    # No word repeats in a row: their order is a random permutation of the positions.
-    ids = run.row_ids(rows, (batch,))
-    words = bits.distinct_words(run.draw_key(draw, ids), ids, size)
-    order = ops.argsort(words, axis=-1)
-    return ops.sort(order[:, :count], axis=-1)
 
 
 def _take(inputs, positions):
@@ -172,12 +155,4 @@ def _take(inputs, positions):
 
 
 def _all(batch, tokens):
-    """The indices of all tokens, for each example."""
     return ops.broadcast_to(ops.arange(tokens, dtype="int32"), (batch, tokens))
-
-
-def _is_symbolic(tensor):
-    """Whether a function is being traced, so that the tensor has no value yet."""
-    if backend.name() == "tensorflow":
-        return backend.is_traced()
-    return "Tracer" in type(tensor).__name__

@@ -10,23 +10,9 @@ from kdrop.masks import kernels, run
 class UnitNoise(Drop):
     """Noise for single units, or groups of units. A subclass sets `kernel`."""
 
+    config_arguments = ("noise_shape",)
+
     def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
-        """Nothing is random at inference.
-
-        Args:
-            rate: Fraction of units to drop, in [0, 1). It can be set at any time.
-            noise_shape: Shape of the mask or noise, which broadcasts to the inputs: 1
-                along a dimension whose positions share one value, `None` for the size
-                of the inputs.
-            seed: Integer in [0, 2^32). The same seed and layer name give the same
-                masks; `None` draws a seed.
-
-        Input shape: any, of a float dtype. Output shape: the same.
-
-        Raises:
-            ValueError: For an invalid argument, inputs that are not of a float dtype,
-                or a `noise_shape` that does not broadcast to their shape.
-        """
         super().__init__(rate, seed=seed, **kwargs)
         self.noise_shape = check_noise_shape(noise_shape)
 
@@ -41,9 +27,6 @@ class UnitNoise(Drop):
     def drop(self, inputs, draw, rows):
         return run.apply(self.kernel, inputs, draw, rows, self.noise_shape)
 
-    def get_config(self):
-        return {**super().get_config(), "noise_shape": self.noise_shape}
-
 
 @keras.saving.register_keras_serializable("kdrop")
 class InvertedDropout(UnitNoise):
@@ -51,6 +34,20 @@ class InvertedDropout(UnitNoise):
 
     The common form of dropout, and that of `keras.layers.Dropout`. The scaling keeps
     the expectation of each unit in training, so inference needs none.
+
+    Args:
+        rate: Fraction of units to drop, in [0, 1). It can be set at any time.
+        noise_shape: Shape of the mask, which broadcasts to the inputs: 1 along a
+            dimension whose positions share one value, `None` for the inputs' size.
+        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
+            `None` draws a seed.
+        **kwargs: As of `keras.layers.Layer`.
+
+    Input shape: `(batch, ...)` of a float dtype. Output shape: the same.
+
+    Raises:
+        ValueError: For an invalid argument, inputs that are not one dense tensor of a
+            float dtype, or a `noise_shape` that does not broadcast to their shape.
 
     >>> import keras, kdrop
     >>> layer = kdrop.InvertedDropout(0.5, seed=1, name="drop")
@@ -70,9 +67,10 @@ class InvertedDropout(UnitNoise):
 class VanillaDropout(UnitNoise):
     """Drop units in training. At inference scale all units by `1 - rate`.
 
-    Dropout as it was first published: training does not scale, and inference scales
-    each unit to its expectation. That is called weight scaling, because scaling the
-    next layer's weights does the same.
+    Dropout as it was first published, called weight scaling: inference scales each unit
+    to its expectation, as scaling the next layer's weights would.
+
+    Arguments, shapes and errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.VanillaDropout(0.25, seed=1, name="drop")
@@ -93,8 +91,10 @@ class VanillaDropout(UnitNoise):
 class GaussianDropout(UnitNoise):
     """Multiply units by Gaussian noise of mean 1 and variance `rate / (1 - rate)`.
 
-    The noise has the mean and variance of inverted dropout of the same rate. No unit is
+    That is the mean and variance of inverted dropout of the same rate. No unit is
     dropped. Inference changes nothing.
+
+    Arguments, shapes and errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.GaussianDropout(0.2, seed=1, name="drop")
@@ -113,9 +113,10 @@ class GaussianDropout(UnitNoise):
 class UniformDropout(UnitNoise):
     """Multiply units by `1 + u`, with u uniform in (-rate, rate).
 
-    "Uout": the variance of the noise, `rate^2 / 3`, is so small that it barely changes
-    the statistics of a following batch normalisation. No unit is dropped. Inference
-    changes nothing.
+    "Uout": its variance, `rate^2 / 3`, barely changes the statistics of a following
+    batch normalisation. No unit is dropped. Inference changes nothing.
+
+    Arguments, shapes and errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.UniformDropout(0.1, seed=1, name="drop")
@@ -133,10 +134,11 @@ class UniformDropout(UnitNoise):
 class AlphaDropout(UnitNoise):
     """Set dropped units to the limit of SELU and keep mean 0 and variance 1.
 
-    Dropout for networks of `selu` units with `lecun_normal` weights. A dropped unit
-    takes the value that SELU approaches from above, about -1.758; an affine map then
-    restores mean and variance. A `noise_shape` of 1 along the positions drops whole
-    channels. Inference changes nothing.
+    For networks of `selu` units with `lecun_normal` weights. A dropped unit takes the
+    value that SELU approaches from above, about -1.758; an affine map then restores
+    mean and variance. Inference changes nothing.
+
+    Arguments, shapes and errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.AlphaDropout(0.5, seed=1, name="drop")

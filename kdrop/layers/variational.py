@@ -6,11 +6,7 @@ import keras
 from keras import ops
 
 from kdrop.layers.base import Noise
-from kdrop.layers.checks import (
-    check_number,
-    dense_unless_matrix,
-    refuse_quantization,
-)
+from kdrop.layers.checks import check_number, dense_unless_matrix, refuse_quantization
 from kdrop.masks import kernels, run
 
 # Coefficients of the divergence of N(w, alpha w^2) from the log-uniform prior: Kingma,
@@ -18,23 +14,18 @@ from kdrop.masks import kernels, run
 _DIVERGENCE = (1.16145124, -1.50204118, 0.58629921)
 
 
-def _at_most_zero(log_alpha):
-    return ops.minimum(log_alpha, 0)
-
-
 @keras.saving.register_keras_serializable("kdrop")
 class VariationalDropout(Noise, keras.layers.Dense):
     """A dense layer with Gaussian noise on its weights, whose strength is learned.
 
-    Each weight w has the distribution N(w, alpha w^2). The layer samples the outputs
-    instead of the weights, for each example: before the activation they are drawn from
-    N(inputs W + bias, inputs^2 (alpha W^2)). At inference it is the dense layer of the
-    means.
+    Each weight w has the distribution N(w, alpha w^2). Instead of the weights the layer
+    samples the outputs of each example, before the activation, from
+    N(inputs W + bias, inputs^2 (alpha W^2)). Inference uses the means.
 
     The layer adds a loss: the divergence of the weights' distribution from the
-    log-uniform prior, up to a constant, as the paper's polynomial in alpha. For each
-    weight it is within 0.006 of the integral for alpha from 0.1 to 1, and within 0.04
-    below. It does not hold above 1, so alpha is clipped there.
+    log-uniform prior, up to a constant, by the paper's polynomial in alpha. Its error
+    for a weight is at most 0.006 for alpha from 0.1 to 1, and 0.04 below. The
+    polynomial does not hold above 1, so alpha is clipped there.
 
     Args:
         units: Number of outputs.
@@ -42,13 +33,9 @@ class VariationalDropout(Noise, keras.layers.Dense):
             training loss is a log likelihood, averaged over N training examples.
         per: What has a separate alpha: the `"layer"`, each input `"unit"` or each
             `"weight"`.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same noise.
-        **kwargs: As of `keras.layers.Dense`.
+        **kwargs: As of `keras.layers.Dense`; `seed` is as of `InvertedDropout`.
 
-    Input shape: `(batch, ..., inputs)`. Output shape: `(batch, ..., units)`.
-
-    Raises:
-        ValueError: For an invalid argument, or inputs that are not of a float dtype.
+    Shapes: those of `keras.layers.Dense`. Errors: those of `InvertedDropout`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.VariationalDropout(2, divergence_weight=1e-3, per="layer")
@@ -61,6 +48,7 @@ class VariationalDropout(Noise, keras.layers.Dense):
     """
 
     place = "dense layer"
+    config_arguments = ("divergence_weight", "per")
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
@@ -87,7 +75,7 @@ class VariationalDropout(Noise, keras.layers.Dense):
             shape=shapes[self.per],
             initializer=keras.initializers.Constant(math.log(0.1)),
             regularizer=self._divergence,
-            constraint=_at_most_zero,
+            constraint=lambda log_alpha: ops.minimum(log_alpha, 0),
             autocast=False,
             name="log_alpha",
         )
@@ -130,10 +118,3 @@ class VariationalDropout(Noise, keras.layers.Dense):
     def variable_serialization_spec(self):
         # As of Dense, which merges the weights of LoRA into the kernel.
         return {None: ["kernel", "bias", "log_alpha"]}
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "divergence_weight": self.divergence_weight,
-            "per": self.per,
-        }

@@ -30,6 +30,8 @@ class _Convolution(NamedTuple):
 class Connections(Drop):
     """Drops entries of a kernel and a bias: the base beside a layer of Keras."""
 
+    config_arguments = ("per_example",)
+
     def __init__(self, rate, per_example=True, **kwargs):
         super().__init__(rate, **kwargs)
         self.per_example = check_bool("per_example", per_example)
@@ -38,14 +40,12 @@ class Connections(Drop):
         return not self.per_example
 
     def drop(self, inputs, draw, rows):
-        if inputs.shape[0] == 0:
-            return self.infer(inputs)
         # A tensor: functions with a custom gradient take no variables.
         kernel = ops.reshape(self.kernel, self.kernel.shape)
-        if run.is_shared(rows):
+        shared = run.is_shared(rows)
+        if shared:
             kernel = connections.thin(kernel, draw, rows)
-            outputs = self.product()(inputs, kernel)
-        elif 0 in kernel.shape:
+        if shared or 0 in (inputs.shape[0], *kernel.shape):
             outputs = self.product()(inputs, kernel)
         else:
             outputs = self.connect(inputs, kernel, draw, rows)
@@ -54,53 +54,45 @@ class Connections(Drop):
         return outputs if self.activation is None else self.activation(outputs)
 
     def connect(self, inputs, kernel, draw, rows):
-        """The product with a kernel of which each example drops other weights."""
         return connections.each(self.product(), inputs, kernel, draw, rows)
 
     def _thin_bias(self, outputs, draw, rows):
         # Another name hash, so that the bias does not share the kernel's words.
         draw = draw + ops.convert_to_tensor([0, 1, 0, 0, 0], dtype=draw.dtype)
         count = 1 if run.is_shared(rows) else ops.shape(outputs)[0]
-        bias = ops.broadcast_to(self.bias, (count, self.bias.shape[0]))
+        size = self.bias.shape[0]
+        bias = ops.broadcast_to(self.bias, (count, size))
         bias = run.apply(kernels.INVERTED, bias, draw, rows)
         inner = (1,) * (len(outputs.shape) - 2)
-        if getattr(self, "data_format", "") == "channels_first":
-            return ops.reshape(bias, (count, self.bias.shape[0], *inner))
-        return ops.reshape(bias, (count, *inner, self.bias.shape[0]))
-
-    def get_config(self):
-        return {**super().get_config(), "per_example": self.per_example}
+        first = getattr(self, "data_format", "") == "channels_first"
+        return ops.reshape(
+            bias, (count, *((size, *inner) if first else (*inner, size)))
+        )
 
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropConnectDense(keras.layers.Dense, Connections):
     """A dense layer that drops single weights, other weights in each example.
 
-    In training a weight is dropped with probability `rate`, and the others are scaled
-    by `1 / (1 - rate)`. Entries of the bias are dropped too, as in the paper. At
-    inference the layer is `keras.layers.Dense`, whose outputs before the activation are
-    the mean of those in training. (The paper scales at inference instead, and samples a
-    Gaussian of the same mean and variance there.) The layer has the weights of `Dense`.
+    In training weights and, as in the paper, entries of the bias are dropped with
+    probability `rate`, and the others scaled by `1 / (1 - rate)`. At inference the
+    layer is `keras.layers.Dense`, whose weights it has; before the activation its
+    outputs are the mean of those in training. (The paper samples a Gaussian of the same
+    mean and variance at inference instead.)
 
-    The masks of the examples are never stored, only drawn: for the outputs, and again
-    for each gradient. That costs `batch * inputs * units` random words each time.
-    Inputs with inner dimensions, such as `(batch, time, features)`, have one mask for
-    all positions of an example.
+    Masks are never stored, but drawn again for each gradient, each time at a cost of
+    `batch * inputs * units` random words. All positions of an example, as in inputs
+    `(batch, time, features)`, share its mask.
 
     Args:
         units: Size of the outputs' last dimension.
         rate: Fraction of weights to drop, in [0, 1). It can be set at any time.
-        *args: As `keras.layers.Dense` takes them after `units`: `activation`, ...
         per_example: Whether each example has another mask. If not, the batch shares one
             mask, at nearly the cost of `Dense`.
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks.
-        **kwargs: As of `keras.layers.Dense`.
+        *args, **kwargs: As of `keras.layers.Dense` after `units`; `seed`, the errors
+            and the inputs' dtype are those of `InvertedDropout`.
 
-    Input shape: `(batch, ..., size)`, of a float dtype. Output shape:
-    `(batch, ..., units)`.
-
-    Raises:
-        ValueError: For an invalid argument, or inputs that are not of a float dtype.
+    Input shape: `(batch, ..., size)`. Output shape: `(batch, ..., units)`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.DropConnectDense(
@@ -113,7 +105,6 @@ class DropConnectDense(keras.layers.Dense, Connections):
     """
 
     place = "dense layer"
-
     call = Drop.call
     quantize = quantized_build = refuse_quantization
 
@@ -139,16 +130,10 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
 
     All positions of an example share its mask. At inference the layer is
     `keras.layers.Conv2D`, whose weights it has. With a mask for each example, examples
-    are convolved one after the other, each with filters that are masked for it, and
-    masked again for the gradient.
+    are convolved one after the other, and masked again for the gradient.
 
-    Args:
-        filters: Number of filters.
-        kernel_size: Integer or pair of integers, height and width of the filters.
-        rate, per_example, seed: As of `DropConnectDense`, and its errors are the same.
-        *args, **kwargs: As of `keras.layers.Conv2D` after `kernel_size`.
-
-    Input and output shapes: as of `keras.layers.Conv2D`, in both data formats.
+    Arguments, shapes and errors: those of `keras.layers.Conv2D` with `rate` after
+    `kernel_size`, and those of `DropConnectDense`.
 
     >>> import keras, kdrop
     >>> layer = kdrop.DropConnectConv2D(8, 3, 0.5, activation="relu")
@@ -160,7 +145,6 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
     """
 
     place = "convolution"
-
     call = Drop.call
     quantize = quantized_build = refuse_quantization
 

@@ -1,9 +1,8 @@
 """Random words from a counter: a pure function of (key, row, position).
 
-Nothing here has state. A layer's seed, the hash of its name, its occurrence and the
-number of the draw make a key of two 32-bit words. Each row of a batch turns that key
-into two words for the row. The word of an element is a hash of its position under those
-two.
+A layer's seed, the hash of its name, its occurrence and the number of the draw make a
+key of two 32-bit words. Each row of a batch turns that key into two words for the row.
+The word of an element is a hash of its position under those two.
 
 All of it is 32-bit arithmetic in `keras.ops`, so eager mode, graphs, XLA and both
 backends compute the same bits.
@@ -27,14 +26,8 @@ def _rotate(word, bits):
 def threefry(key, counter):
     """Threefry-2x32 with 20 rounds: encrypts a 64-bit counter under a 64-bit key.
 
-    Args:
-        key: Two uint32 tensors, each a scalar or of the counter's shape.
-        counter: Two uint32 tensors of one shape.
-
-    Returns:
-        Two uint32 tensors of the counter's shape.
-
-    Reference: Salmon et al., 2011, section 3.2
+    Key and counter are pairs of uint32 tensors, and so is the result, of the counter's
+    shape. Reference: Salmon et al., 2011, section 3.2
     """
     parity = ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), _PARITY)
     schedule = (key[0], key[1], parity)
@@ -63,14 +56,7 @@ def _finalise(word):
 def fold(seed, name_hash, draw, occurrence=_ZERO):
     """The key of one draw of one layer, mixed to full entropy.
 
-    Args:
-        seed: uint32 tensor: a scalar, or `(n,)` with a seed for each row.
-        name_hash: Scalar uint32 tensor that distinguishes layers of one seed.
-        draw: Scalar uint32 tensor, the number of the draw.
-        occurrence: Scalar uint32 tensor that distinguishes layers of one seed and name.
-
-    Returns:
-        Two uint32 tensors of the seed's shape.
+    All are uint32 scalars; the seed can be `(n,)`, one for each row, and so is the key.
     """
     return threefry((seed, name_hash), (draw, occurrence))
 
@@ -80,25 +66,21 @@ def row_keys(key, rows):
     return threefry(key, (rows[:, 0], rows[:, 1]))
 
 
-def words(key, rows, size):
-    """Random 32-bit words, `size` for each row.
+def words(key, rows, size, distinct=False):
+    """Random 32-bit words under a key of `fold`: uint32 `(n, size)`.
 
     Args:
-        key: Two uint32 tensors from `fold`, scalars or `(n,)`.
+        key: A pair of uint32 tensors, scalars or `(n,)`.
         rows: uint32 tensor `(n, 2 or more)`: the first two words name a row.
         size: Positions in a row: an integer or a scalar tensor, less than 2^31.
-
-    Returns:
-        uint32 tensor `(n, size)`.
+        distinct: Whether no word repeats within a row.
     """
-    first, second = row_keys(key, rows)
-    return word(_positions(size), first[:, None], second[:, None])
-
-
-def distinct_words(key, rows, size):
-    """Like `words`, but no word repeats within a row."""
-    first, second = row_keys(key, rows)
-    return _hash(_positions(size) + first[:, None], second[:, None])
+    first, second = (each[:, None] for each in row_keys(key, rows))
+    # XLA has no range of unsigned integers.
+    position = ops.cast(ops.arange(size, dtype="int32"), "uint32")
+    if distinct:
+        return _hash(position + first, second)
+    return word(position, first, second)
 
 
 def word(position, first, second):
@@ -111,8 +93,3 @@ def word(position, first, second):
 
 def _hash(position, second):
     return _finalise(_finalise(position) + second)
-
-
-def _positions(size):
-    # XLA has no range of unsigned integers.
-    return ops.cast(ops.arange(size, dtype="int32"), "uint32")

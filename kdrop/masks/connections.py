@@ -1,9 +1,8 @@
 """Products of inputs and weights in which each example drops other weights.
 
 Outputs `bo` are bilinear in inputs `bi` and weights `io`, where `b` indexes an example,
-`i` an input and `o` an output. So the gradient towards each of the three is bilinear in
-the other two, and so are that gradient's gradients: all of them run the same code on
-other factors. No tensor of size `bio` is ever stored.
+`i` an input and `o` an output. So the gradient of each of the three is bilinear in the
+other two, of any order, and runs the same code. No tensor of size `bio` is ever stored.
 """
 
 import functools
@@ -18,36 +17,19 @@ _UNROLLED = 4
 
 
 def connect(inputs, weights, draw, rows):
-    """`inputs @ weights`, where each example drops other weights.
+    """`inputs @ weights / (1 - rate)`, where each example drops other weights.
 
-    The words are drawn while the product is summed.
-
-    Args:
-        inputs: Float tensor `(batch, size)`.
-        weights: Tensor `(size, units)` of the inputs' dtype.
-        draw: Integer vector of five.
-        rows: uint32 tensor `()` or `(batch, 2 or 3)`. The weight `[i, o]` has the
-            position `i * units + o` in each row.
-
-    Returns:
-        Tensor `(batch, units)`, scaled by `1 / (1 - rate)`.
+    The inputs `(batch, size)` and the weights `(size, units)` have one dtype. The
+    position of a weight in each row is its index in the flattened tensor. The words are
+    drawn while the product is summed.
     """
     return _bilinear(_summed, "bo", {"bi": inputs, "io": weights}, draw, rows)
 
 
 def each(product, inputs, weights, draw, rows):
-    """`product(example, weights)` for one example after the other.
+    """`connect` for any product, which runs for one example after the other.
 
-    Args:
-        product: Hashable bilinear function `(inputs, weights) -> outputs` of a batch.
-        inputs: Float tensor `(batch, ...)`.
-        weights: Tensor of the inputs' dtype. The position of a weight in each row is
-            its index in the flattened tensor.
-        draw: Integer vector of five.
-        rows: uint32 tensor `()` or `(batch, 2 or 3)`.
-
-    Returns:
-        The outputs of the product, with weights scaled by `1 / (1 - rate)`.
+    `product` is a hashable bilinear function `(inputs, weights) -> outputs` of a batch.
     """
     evaluate = functools.partial(_one_by_one, product)
     factors = {"bi": inputs, "io": weights}
@@ -89,7 +71,7 @@ def _summed(result, names, first, second, draw, rows):
 
 
 def _sum(result, names, first, second, draw, rows):
-    (summed,) = set("bio").difference(result)
+    (summed,) = set("bio") - set(result)
     dtype = kernels.wide(first.dtype)
 
     def vectors(index):
@@ -108,8 +90,7 @@ def _sum(result, names, first, second, draw, rows):
     keys = bits.row_keys(run.draw_key(draw, ids), ids)
     if summed == "b":
         # XLA compiles the loop for an empty batch too, and needs a row to index.
-        down, across = (ops.pad(value, ((0, 1), (0, 0))) for value in (down, across))
-        keys = [ops.pad(key, ((0, 1),)) for key in keys]
+        down, across, *keys = (_append_zero(value) for value in (down, across, *keys))
 
     def add(k, total):
         at = {**place, summed: k}
@@ -132,14 +113,13 @@ def _sum(result, names, first, second, draw, rows):
 
 
 def _one_by_one(product, result, names, first, second, draw, rows, inputs, weights):
+    tensors = first, second, draw, rows, inputs, weights
+    if backend.name() == "jax" or run.exporting.get():
+        return _loop(product, result, names, *tensors)
+    # In a graph TensorFlow runs several examples in parallel.
+    signature = inputs.dtype, inputs.shape.rank, weights.shape, tuple(rows.shape[1:])
     static = product, result, names
-    loop = functools.partial(_loop, *static)
-    if backend.name() == "tensorflow" and not run.exporting.get():
-        # In a graph TensorFlow runs several examples in parallel.
-        words = tuple(rows.shape[1:])
-        signature = inputs.dtype, inputs.shape.rank, weights.shape, words
-        loop = run.compiled(_loop, signature, *static, xla=False)
-    return loop(first, second, draw, rows, inputs, weights)
+    return run.compiled(_loop, signature, *static, xla=False)(*tensors)
 
 
 def _loop(product, result, names, first, second, draw, rows, inputs, weights):
@@ -150,30 +130,29 @@ def _loop(product, result, names, first, second, draw, rows, inputs, weights):
     values, length = [rows, examples, factors.get("bo")], count
     if not isinstance(count, int) and result != "io":
         # TensorFlow cannot stack the results of no example: compute at least one.
-        values = [value if value is None else _append_zeros(value) for value in values]
+        values = [value if value is None else _append_zero(value) for value in values]
         length = ops.maximum(count, 1)
 
     def at(k):
         row, example, upstream = (
             value if value is None else ops.expand_dims(value[k], 0) for value in values
         )
+        if result == "io":
+            of_weights = _gradients(product, (example, weights), upstream)[1]
+            return thin(of_weights, draw, row)
+        point = example, thin(factors["io"], draw, row)
         if result == "bo":
-            return product(example, thin(factors["io"], draw, row))
-        if result == "bi":
-            point = example, thin(factors["io"], draw, row)
-            return _gradients(product, point, upstream)[0]
-        of_weights = _gradients(product, (example, weights), upstream)[1]
-        return thin(of_weights, draw, row)
+            return product(*point)
+        return _gradients(product, point, upstream)[0]
 
     if result == "io":
-        zero = ops.zeros_like(weights)
-        total = ops.fori_loop(0, count, lambda k, total: total + at(k), zero)
-        return _unrecorded(total)
+        zeros = ops.zeros_like(weights)
+        return _unrecorded(ops.fori_loop(0, count, lambda k, sum: sum + at(k), zeros))
     numbers = ops.arange(length, dtype="int32")
     return _unrecorded(ops.map(lambda k: ops.squeeze(at(k), 0), numbers)[:count])
 
 
-def _append_zeros(batch):
+def _append_zero(batch):
     """The batch with one more example, of zeros."""
     return ops.pad(batch, ((0, 1), *((0, 0),) * (len(batch.shape) - 1)))
 
@@ -181,8 +160,7 @@ def _append_zeros(batch):
 def _unrecorded(result):
     """A result whose computation TensorFlow does not store for a gradient.
 
-    JAX stores nothing either, except for a second derivative, which it takes through
-    the loop.
+    JAX stores it only for a second derivative, which it takes through the loop.
     """
     return ops.stop_gradient(result) if backend.name() == "tensorflow" else result
 

@@ -1,8 +1,7 @@
 """What each kind of noise is, as pure functions.
 
-A kernel turns random words into noise, and noise and inputs into outputs. Nothing here
-knows how a kernel is compiled or differentiated: `run` does that. The package's
-docstring explains `draw`.
+A kernel turns random words into noise, and noise and inputs into outputs. `run`
+compiles and differentiates it. The package's docstring explains `draw`.
 """
 
 import functools
@@ -15,49 +14,27 @@ from keras import ops
 
 
 class Kernel(NamedTuple):
-    """One kind of noise: three pure functions.
+    """One kind of noise, as three pure functions."""
 
-    Args:
-        noise: `(words, draw) -> noise`, element by element.
-        forward: `(inputs, noise, draw) -> outputs`, with noise of the inputs' shape.
-        backward: The same for gradients: the linear part of `forward`.
-        block: Sizes, after the batch, of the block of units that one element of the
-            noise decides over; empty if that is a single unit.
-        distinct: Whether the noise needs words that do not repeat within a row.
-    """
-
-    noise: Callable[..., Any]
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    noise: Callable[..., Any]  # (words, draw) -> noise, element by element
+    forward: Callable[..., Any]  # (inputs, noise of their shape, draw) -> outputs
+    backward: Callable[..., Any]  # the linear part of `forward`, for gradients
+    # The sizes after the batch of the block of units that one element of the noise
+    # decides over; empty for a single unit.
     block: tuple[int, ...] = ()
-    distinct: bool = False
-
-
-# Rates and scales
+    distinct: bool = False  # whether the noise needs words that differ within a row
 
 
 def threshold(rate):
-    """The integer below which a 32-bit word drops its element.
-
-    Args:
-        rate: Python float in [0, 1).
-
-    Returns:
-        Python int in [0, 2^32 - 1], `rate * 2^32` to the nearest integer.
-    """
+    """The integer below which a 32-bit word drops its element, at most 2^32 - 1."""
     return min(round(rate * 2**32), 2**32 - 1)
 
 
 def block_threshold(rate, cells):
     """The threshold of seeds whose blocks of `cells` units drop a fraction `rate`.
 
-    Args:
-        rate: Python float in [0, 1).
-        cells: Units in a block. Each unit is dropped by any of as many seeds.
-
-    Returns:
-        Python int. The fraction dropped is within `cells * 2^-33` of the rate, or 2^-32
-        at the upper end.
+    Any of `cells` seeds drops a unit. The fraction dropped is within `cells * 2^-33` of
+    the rate, or 2^-32 at the upper end.
     """
     return threshold(-math.expm1(math.log1p(-rate) / cells))
 
@@ -85,9 +62,6 @@ def scale(inputs, factor):
     dtype = wide(inputs.dtype)
     product = ops.cast(inputs, dtype) * ops.cast(factor, dtype)
     return ops.cast(product, inputs.dtype)
-
-
-# From words to noise
 
 
 def dropped(words, draw):
@@ -126,29 +100,21 @@ def normal(words):
     # 1 - |x| from the integer: in float32 the tails would lose their digits.
     complement = (ops.cast(2**31 - 1 - magnitude, "float32") + 0.5) * 2.0**-31
     w = -ops.log(complement * (1 + x))
-    numerator, denominator = (_polynomial(each, w) for each in _QUOTIENT)
+    numerator, denominator = _QUOTIENT[0]
+    for n, d in _QUOTIENT[1:]:
+        numerator, denominator = numerator * w + n, denominator * w + d
     return ops.where(sign < 0, -x, x) * (numerator / denominator)
 
 
-# The coefficients of N and D, for each power from 0 on
-_QUOTIENT = tuple(
-    zip(
-        (1.25331428, 1),
-        (0.45237452, 0.0991460133),
-        (0.0898234262, 0.0326695694),
-        (0.0118737451, 0.00227929531),
-        (0.000999239838, 0.000169773925),
-        (2.92884038e-05, 1.00846562e-06),
-        strict=True,
-    )
+# The coefficients of N and D, from the highest power on
+_QUOTIENT = (
+    (2.92884038e-05, 1.00846562e-06),
+    (0.000999239838, 0.000169773925),
+    (0.0118737451, 0.00227929531),
+    (0.0898234262, 0.0326695694),
+    (0.45237452, 0.0991460133),
+    (1.25331428, 1),
 )
-
-
-def _polynomial(coefficients, x):
-    value = coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):
-        value = value * x + coefficient
-    return value
 
 
 def _gaussian_factor(words, draw):
@@ -158,9 +124,6 @@ def _gaussian_factor(words, draw):
 
 def _uniform_factor(words, draw):
     return 1 + rate(draw, "float32") * uniform(words)
-
-
-# From noise and inputs to outputs
 
 
 def select(inputs, dropped, draw):
@@ -181,7 +144,7 @@ _SELU_LIMIT = -1.6732632423543772 * 1.0507009873554805
 
 
 def _alpha_factor(draw, dtype):
-    """The factor `a` of section 2 of the paper, from the rate and the dropped value."""
+    """The factor `a` of section 2 of the paper."""
     share = rate(draw, dtype) * _SELU_LIMIT**2
     return ops.rsqrt(keep_fraction(draw, dtype) * (1 + share))
 
@@ -197,9 +160,6 @@ def _alpha(inputs, dropped, draw):
 def _alpha_gradient(inputs, dropped, draw):
     factor = _alpha_factor(draw, wide(inputs.dtype))
     return select(scale(inputs, factor), dropped, draw)
-
-
-# The kernels
 
 
 def _noise_alone(noise):
@@ -225,10 +185,8 @@ NORMAL_NOISE = _noise_alone(normal)
 def blocks(block):
     """The kernel of DropBlock: each seed drops the block of units that starts at it.
 
-    Args:
-        block: Tuple of the block's sizes in the dimensions after the batch.
-
-    The draw's threshold is that of a seed, as `block_threshold` computes it.
+    `block` holds the block's sizes in the dimensions after the batch. The draw's
+    threshold is that of a seed, as `block_threshold` computes it.
     """
     cells = math.prod(block)
 

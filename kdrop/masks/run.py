@@ -1,14 +1,12 @@
 """Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
 
-No mask is stored: the gradient draws it again from the same numbers. Drawing, comparing
-and scaling are one fused pass over the inputs, which XLA compiles for each shape. The
-package's docstring explains `draw` and `rows`.
+No mask is stored: the gradient draws it again. XLA compiles one fused pass for each
+shape that draws, compares and scales. The package's docstring explains `draw`, `rows`.
 """
 
 import contextvars
 import functools
 import math
-import operator
 
 from keras import ops
 
@@ -38,36 +36,22 @@ def check_broadcast(noise_shape, shape):
 def apply(kernel, inputs, draw, rows, noise_shape=None):
     """Run a kernel. Its gradient runs the kernel's linear part on the same noise.
 
-    Args:
-        kernel: `Kernel`.
-        inputs: Float tensor `(batch, ...)`.
-        draw: Integer vector of five.
-        rows: uint32 tensor that names the rows.
-        noise_shape: Tuple of the noise's dimensions, `None` for the inputs' size. It
-            broadcasts to the inputs' shape; `rows` decides over the first dimension.
-
-    Returns:
-        Tensor of the inputs' shape and dtype.
+    `noise_shape` broadcasts to the inputs' shape, with `None` for the inputs' size;
+    `rows` decides over its first dimension.
     """
     if backend.name() == "tensorflow":
         import tensorflow as tf
 
         if inputs.shape.rank is None:
-            if noise_shape is not None:
-                raise ValueError(
-                    "A `noise_shape` takes inputs of a known rank. "
-                    f"Received: noise_shape={noise_shape}"
-                )
             flat = tf.reshape(inputs, (tf.shape(inputs)[0], -1))
             return tf.reshape(apply(kernel, flat, draw, rows), tf.shape(inputs))
         if noise_shape is not None:
             inputs = _check_at_run_time(inputs, noise_shape)
         if tf.executing_eagerly():
-            # The words in a row are part of the key, so that retracing relaxes the
-            # number of rows alone.
+            # Each form of rows has a function, so that retracing relaxes only the
+            # number of rows.
             signature = inputs.dtype, inputs.shape.rank, tuple(rows.shape[1:])
-            static = kernel, noise_shape
-            call = compiled(_differentiable, signature, *static, xla=False)
+            call = compiled(_differentiable, signature, kernel, noise_shape, xla=False)
             return call(inputs, draw, rows)
     return _differentiable(kernel, noise_shape, inputs, draw, rows)
 
@@ -115,7 +99,8 @@ def _differentiable(kernel, noise_shape, inputs, draw, rows):
 
 def _run(kernel, noise_shape, inputs, draw, rows):
     if None in inputs.shape[1:]:
-        return _padded(kernel, noise_shape, inputs, draw, rows)
+        # The sizes may vary at run time: only the noise is compiled, for padded ones.
+        return _fused(kernel, noise_shape, inputs, draw, rows, _padded_noise)
     # A function for each shape: TensorFlow warns of one that is often retraced.
     signature = inputs.dtype, *inputs.shape
     return compiled(_fused, signature, kernel, noise_shape)(inputs, draw, rows)
@@ -123,14 +108,10 @@ def _run(kernel, noise_shape, inputs, draw, rows):
 
 @functools.cache
 def compiled(function, signature, *static, xla=True):
-    """The function as a graph, one for each signature.
+    """The function of tensors as a graph, one for each hashable signature.
 
-    Args:
-        function: Function of tensors, after its static arguments.
-        signature: Hashable value that stands for the shapes of the tensors.
-        *static: The function's first arguments, which are no tensors.
-        xla: Whether XLA compiles the graph for each shape. If not, TensorFlow traces it
-            once, and retraces it with unknown sizes if shapes vary.
+    Its first arguments are the static ones, which are no tensors. Without XLA,
+    TensorFlow traces it once, and retraces it with unknown sizes if shapes vary.
     """
     function = functools.partial(function, *static)
     if backend.name() == "tensorflow":
@@ -141,45 +122,6 @@ def compiled(function, signature, *static, xla=True):
     import jax
 
     return jax.jit(function)
-
-
-def _fused(kernel, noise_shape, inputs, draw, rows):
-    shape = ops.shape(inputs)
-    sizes = _noise_sizes(kernel, noise_shape, shape)
-    noise = _noise(kernel, draw, row_ids(rows, shape), math.prod(sizes))
-    return _combine(kernel, noise, sizes, inputs, draw)
-
-
-def _padded(kernel, noise_shape, inputs, draw, rows):
-    """`_fused` for sizes that are known only at run time and may vary.
-
-    Only the noise is compiled, for sizes that are powers of four.
-    """
-    import tensorflow as tf
-
-    shape = ops.shape(inputs)
-    sizes = _noise_sizes(kernel, noise_shape, shape)
-    count = functools.reduce(operator.mul, sizes, 1)
-    padding = tf.zeros([_next_power_of_four(count)], "bool")
-    noise = compiled(_noise_like, None, kernel)(draw, row_ids(rows, shape), padding)
-    return _combine(kernel, noise[:, :count], sizes, inputs, draw)
-
-
-def _next_power_of_four(count):
-    """The next power of four, or the count itself if the power exceeds an int32."""
-    import tensorflow as tf
-
-    exponent = tf.math.log(tf.cast(tf.maximum(count, 1), "float64")) / math.log(4)
-    exponent = tf.cast(tf.math.ceil(exponent), "int32")
-    return tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), count)
-
-
-def _noise_sizes(kernel, noise_shape, shape):
-    """The noise's dimensions after the first."""
-    if kernel.block:
-        # Blocks that start before the map reach into it.
-        return [s + b - 1 for s, b in zip(shape[1:], kernel.block, strict=True)]
-    return broadcast_sizes(noise_shape, shape)[1:]
 
 
 def broadcast_sizes(noise_shape, shape):
@@ -216,10 +158,9 @@ def draw_key(draw, ids):
 
 
 def _noise(kernel, draw, ids, size):
-    draw_words = bits.distinct_words if kernel.distinct else bits.words
-
     def noise():
-        return kernel.noise(draw_words(draw_key(draw, ids), ids, size), draw)
+        words = bits.words(draw_key(draw, ids), ids, size, kernel.distinct)
+        return kernel.noise(words, draw)
 
     if kernel.block:
         return _materialise(noise, draw, (ops.shape(ids)[0], size))
@@ -230,8 +171,26 @@ def _noise_like(kernel, draw, ids, like):
     return _noise(kernel, draw, ids, ops.shape(like)[0])
 
 
-def _combine(kernel, noise, sizes, inputs, draw):
+def _padded_noise(kernel, draw, ids, size):
+    """Noise that is compiled for sizes that are powers of four."""
+    import tensorflow as tf
+
+    exponent = tf.math.log(tf.cast(tf.maximum(size, 1), "float64")) / math.log(4)
+    exponent = tf.cast(tf.math.ceil(exponent), "int32")
+    # Not above the size if the power exceeds an int32.
+    padded = tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), size)
+    noise = compiled(_noise_like, None, kernel)(draw, ids, tf.zeros([padded], "bool"))
+    return noise[:, :size]
+
+
+def _fused(kernel, noise_shape, inputs, draw, rows, make_noise=_noise):
     shape = ops.shape(inputs)
+    if kernel.block:
+        # Blocks that start before the map reach into it.
+        sizes = [s + b - 1 for s, b in zip(shape[1:], kernel.block, strict=True)]
+    else:
+        sizes = broadcast_sizes(noise_shape, shape)[1:]
+    noise = make_noise(kernel, draw, row_ids(rows, shape), math.prod(sizes))
     noise = ops.reshape(noise, (ops.shape(noise)[0], *sizes) if shape else ())
     for axis, size in enumerate(kernel.block, start=1):
         if size > 1:

@@ -12,6 +12,7 @@ from family import (
     assert_frequency,
     assert_independent,
     every_dropping_layer,
+    every_kind,
     every_layer,
     gradient,
     network,
@@ -36,8 +37,9 @@ DIFFERENT = ("InvertedDropout", "AlphaDropout", "DropBlock2D", "StochasticDepth"
         (name, dtype, rate)
         for name in DROPPING
         for dtype in ("float64", "float32", "bfloat16", "float16")
-        for rate in (1e-3, 0.1, 0.5, 0.999)
-        if name in DIFFERENT or (dtype, rate) == ("bfloat16", 0.1)
+        for rate in (1e-3, 0.1, 0.999)
+        if (name in DIFFERENT and (dtype == "bfloat16" or rate != 0.1))
+        or (dtype, rate) == ("bfloat16", 0.1)
     ],
 )
 def test_dropped_fraction_is_the_rate_in_every_dtype(name, dtype, rate):
@@ -55,14 +57,14 @@ def test_dropped_fraction_is_the_rate_in_every_dtype(name, dtype, rate):
         assert len(np.unique(outputs)) <= 2
 
 
-@every_layer
+@every_kind
 def test_rate_zero_changes_nothing(case):
     inputs = keras.random.normal(case.shape, seed=1)
     outputs = case.make(0.0)(inputs, training=True)
     assert_close(numpy(outputs), numpy(inputs))
 
 
-@every_layer
+@every_kind
 def test_an_empty_batch_stays_empty(case):
     layer = case.make(0.5)
     empty = ops.zeros((0, *case.shape[1:]))
@@ -72,7 +74,7 @@ def test_an_empty_batch_stays_empty(case):
 
 
 @pytest.mark.slow
-@every_layer
+@every_kind
 def test_inputs_without_features_stay_empty(case):
     layer, shape = case.make(), (*case.shape[:-1], 0)
     empty = ops.zeros(shape)
@@ -131,7 +133,7 @@ def test_the_masks_are_the_same_on_every_backend(case):
     assert tuple(zlib.crc32(mask) for mask in masks) == PINNED[case.layer.__name__]
 
 
-@every_layer
+@every_kind
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_same_masks_in_eager_mode_and_compiled(case, jit_compile):
     options = {"jit_compile": jit_compile} if BACKEND == "tensorflow" else {}
@@ -156,7 +158,7 @@ class Spy(keras.layers.Layer):
 
 
 @pytest.mark.slow
-@every_layer
+@every_kind
 def test_same_masks_in_fit(case):
     keras.utils.set_random_seed(0)
     batch, *sizes = case.shape
@@ -171,7 +173,7 @@ def test_same_masks_in_fit(case):
     assert_close(case.seen(spy.last), case.draw(alone))
 
 
-@every_layer
+@every_kind
 def test_a_seed_of_none_draws_a_seed(case):
     keras.utils.set_random_seed(5)
     one, other = (case.make(seed=None) for _ in range(2))
@@ -182,7 +184,7 @@ def test_a_seed_of_none_draws_a_seed(case):
 # Promise 3: independent where it must be
 
 
-@every_layer
+@every_kind
 def test_masks_differ_between_calls_names_seeds_and_rows(case):
     layer = case.make(name="one")
     first, second = case.draws(layer), case.draws(layer)
@@ -193,7 +195,7 @@ def test_masks_differ_between_calls_names_seeds_and_rows(case):
         assert_independent(first[:-1], first[1:])
 
 
-@every_layer
+@every_kind
 def test_the_mask_of_a_row_does_not_depend_on_the_batch_size(case):
     large = numpy(case.make()(case.ones(), training=True))
     small = numpy(case.make()(case.ones()[:5], training=True))
@@ -204,23 +206,23 @@ def test_the_mask_of_a_row_does_not_depend_on_the_batch_size(case):
 
 
 @every_dropping_layer
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_dropped_nan_or_inf_becomes_the_dropped_value(case, value):
+def test_a_dropped_nan_or_inf_becomes_the_dropped_value(case):
     dropped_value = case.dropped_value(0.5)
     ones = numpy(case.make()(case.ones(), training=True))
     mask = np.isclose(ones, dropped_value)
-    inputs = ops.full(case.shape, np.float32(value))
-    outputs, pulled = gradient(case.make(), inputs, inputs)
-    for result, constant in ((outputs, dropped_value), (pulled, 0)):
-        result = numpy(result)
-        assert_close(result[mask], constant)
-        np.testing.assert_array_equal(result[~mask], value)
+    for value in (np.nan, np.inf, -np.inf):
+        inputs = ops.full(case.shape, np.float32(value))
+        outputs, pulled = gradient(case.make(), inputs, inputs)
+        for result, constant in ((outputs, dropped_value), (pulled, 0)):
+            result = numpy(result)
+            assert_close(result[mask], constant)
+            np.testing.assert_array_equal(result[~mask], value)
 
 
 # Gradients
 
 
-@every_layer
+@every_kind
 def test_the_gradient_is_that_of_the_forward_pass(case):
     """By differences in one direction, since the layers are affine."""
     inputs, step, upstream = (keras.random.normal(case.shape, seed=i) for i in range(3))
@@ -250,7 +252,7 @@ def test_at_inference_nothing_is_random(case):
 
 
 @pytest.mark.slow
-@every_layer
+@every_kind
 def test_a_sampler_samples_the_drop_layers_alone(case):
     normalise = keras.layers.BatchNormalization()
     model = keras.Sequential([keras.Input(case.shape[1:]), normalise, case.make()])
@@ -274,9 +276,3 @@ def test_a_sampler_is_saved_as_a_model(tmp_path):
     sampler.save(tmp_path / "sampler.keras")
     loaded = keras.models.load_model(tmp_path / "sampler.keras")
     assert_close(loaded(inputs), sampler(inputs))
-
-
-def test_a_sampler_needs_a_drop_layer():
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
-    with pytest.raises(ValueError, match="no drop layer"):
-        kdrop.Sampler(model)(np.ones((1, 8)))

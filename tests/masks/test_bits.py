@@ -10,7 +10,6 @@ layer names, rows and draw numbers, and over the positions of a long draw. A blo
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 from statistics import NormalDist
 
 import keras
@@ -26,7 +25,10 @@ LAGS = (1, 2, 4, 256)
 DRAWS, SIZE = 1024, 4096
 
 
-@pytest.fixture(params=[*words.AXES, "long"])
+SLOW_AXES = [pytest.param(axis, marks=pytest.mark.slow) for axis in words.AXES[1:]]
+
+
+@pytest.fixture(params=["seeds", "long", *SLOW_AXES])
 def axis(request):
     return request.param
 
@@ -39,10 +41,9 @@ def blocks(pytestconfig):
 def block(axis, number, lag=0):
     """A block of words along an axis, or the words `lag` further: `(DRAWS, SIZE)`."""
     if axis == "long":
-        start = number * DRAWS * SIZE + lag
-        return words.part(start, DRAWS * SIZE, name_hash=words.NAME_HASH).reshape(
-            DRAWS, SIZE
-        )
+        start, size = number * DRAWS * SIZE + lag, DRAWS * SIZE
+        drawn = words.part(start, size, name_hash=words.NAME_HASH)
+        return drawn.reshape(DRAWS, SIZE)
     return words.draws(axis, number * DRAWS + lag, DRAWS, SIZE)
 
 
@@ -204,16 +205,15 @@ def test_no_bit_is_correlated_with_one_of_a_neighbour(axis, blocks):
     assert abs(differ - size / 2).max() < limit(differ.size) * np.sqrt(size / 4)
 
 
-@pytest.mark.parametrize("name", ["seed", "name_hash", "draw", "row", "column"])
-def test_flipping_a_bit_of_the_key_flips_half_the_bits(name, blocks):
+@pytest.mark.parametrize("flipped", range(5), ids="seed name draw row column".split())
+def test_flipping_a_bit_of_the_key_flips_half_the_bits(flipped, blocks):
     size = 4096 * len(blocks)
     key = np.random.default_rng(1).integers(2**32, size=(5, 33, size))
     key[:] = key[:, :1]
-    flipped = ["seed", "name_hash", "draw", "row", "column"].index(name)
     key[flipped, 1:] ^= 2 ** np.arange(32)[:, None]
     *key, row, column = key.reshape(5, -1)
-    drawn = words.words(*key, np.stack([row, column], axis=1), size=3)
-    drawn = drawn[:, 2].reshape(33, size)
+    drawn = words.words(*key, np.stack([row, column], axis=1), size=3)[:, 2]
+    drawn = drawn.reshape(33, size)
     flips = unpack(drawn[1:] ^ drawn[0]).sum(axis=1)
     assert abs(flips - size / 2).max() < limit(flips.size) * np.sqrt(size / 4)
 
@@ -328,9 +328,8 @@ def test_any_two_masks_of_a_small_rate_share_drops_as_by_chance(axis, blocks):
         sets = len(blocks) * DRAWS * SIZE / masks
         pairs, triples = masks * (masks - 1) / 2, masks * (masks - 1) * (masks - 2)
         variance = pairs * (rate**2 - rate**4) + triples * (rate**3 - rate**4)
-        assert abs(shared - sets * pairs * rate**2) < limit(1) * np.sqrt(
-            sets * variance
-        )
+        bound = limit(1) * np.sqrt(sets * variance)
+        assert abs(shared - sets * pairs * rate**2) < bound
 
 
 def test_a_stream_continues_where_the_last_chunk_ended(axis):
@@ -339,17 +338,11 @@ def test_a_stream_continues_where_the_last_chunk_ended(axis):
     assert (np.reshape(second, (DRAWS, SIZE)) == block(axis, 1)).all()
 
 
+@pytest.mark.slow
 def test_the_command_streams_words_until_the_pipe_closes():
-    command = [
-        sys.executable,
-        Path(words.__file__),
-        "names",
-        "--words-per-draw",
-        "1024",
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    command = [sys.executable, words.__file__, "names", "--words-per-draw", "1024"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
         streamed = np.frombuffer(process.stdout.read(2**14), "<u4").reshape(4, 1024)
         process.stdout.close()
         assert "Error" not in process.stderr.read().decode()
