@@ -18,6 +18,7 @@ SMALL = {  # every builder at a size that trains in a moment
     "srivastava_cnn": dict(hidden=(16, 12)),
 }
 QUICK = [name for name in SMALL if name != "alexnet"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in QUICK[1:]]
 EVERY_RATE = {"alexnet32": 5, "srivastava_cnn": 5}  # two in all the others
 
 
@@ -51,13 +52,6 @@ def examples(model, count=6):
     return generator.uniform(0, 255, shape).astype("float32")
 
 
-@functools.cache
-def imagenet():
-    return models.alexnet(
-        keras.layers.Dropout, 0.25, classes=1000, input_shape=(224, 224, 3)
-    )
-
-
 def test_every_builder_is_tested():
     assert set(SMALL) == set(models.MODELS)
     assert all(models.MODELS[name].__name__ == name for name in models.MODELS)
@@ -81,8 +75,10 @@ def test_mnist_mlp_layers():
     assert rates(model) == {"drop_input": 0.2, "drop_1": 0.5, "drop_2": 0.5}
 
 
+@pytest.mark.slow
 def test_alexnet_has_the_parameters_of_torchvision():
-    model = imagenet()
+    shape = (224, 224, 3)
+    model = models.alexnet(keras.layers.Dropout, 0.25, classes=1000, input_shape=shape)
     assert sum(np.prod(w.shape) for w in model.trainable_weights) == 61_100_840
     convolutions = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
     sizes = [(55, 55), (27, 27), (13, 13), (13, 13), (13, 13)]
@@ -95,6 +91,7 @@ def test_alexnet_has_the_parameters_of_torchvision():
     assert rates(model) == {"drop_1": 0.25, "drop_2": 0.25}
 
 
+@pytest.mark.slow
 def test_alexnet_resizes_images_of_another_size():
     keras.utils.set_random_seed(0)
     small = build("alexnet", input_shape=(32, 20, 3))
@@ -115,13 +112,8 @@ def test_alexnet_resizes_images_of_another_size():
 def test_alexnet32_layers():
     model = models.alexnet32(keras.layers.Dropout, width=8, hidden=(40, 30))
     convolutions = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
-    assert [x.output.shape[1:] for x in convolutions] == [
-        (32, 32, 8),
-        (16, 16, 24),
-        (8, 8, 48),
-        (8, 8, 32),
-        (8, 8, 32),
-    ]
+    sizes = [(32, 32, 8), (16, 16, 24), (8, 8, 48), (8, 8, 32), (8, 8, 32)]
+    assert [x.output.shape[1:] for x in convolutions] == sizes
     start = kinds(model).index("Flatten")
     assert model.layers[start].output.shape == (None, 512)
     classifier = ["Dense", "Dropout", "Dense", "Dropout", "Dense"]
@@ -141,11 +133,8 @@ def test_srivastava_cnn_layers():
         + ["Dense"]
     )
     pools = [x for x in model.layers if isinstance(x, keras.layers.MaxPooling2D)]
-    assert [x.output.shape[1:] for x in pools] == [
-        (16, 16, 96),
-        (8, 8, 128),
-        (4, 4, 256),
-    ]
+    sizes = [(16, 16, 96), (8, 8, 128), (4, 4, 256)]
+    assert [x.output.shape[1:] for x in pools] == sizes
     assert list(rates(model).values()) == [0.1, 0.25, 0.25, 0.5, 0.5, 0.5]
     assert sum(x.size for x in parameters(model)) == 13_741_578
     hidden = [x for x in model.layers[:-1] if hasattr(x, "kernel_constraint")]
@@ -243,7 +232,7 @@ def test_norm_penalty_has_a_finite_gradient(value):
     assert loss >= 0
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", QUICK[:1] + SLOW)
 def test_max_norm_holds_after_a_training_step(name):
     model = build(name, keras.layers.Dropout, 0.2, max_norm=0.7)
     assert max(x.max() for x in norms(model)) > 0.8
@@ -253,7 +242,7 @@ def test_max_norm_holds_after_a_training_step(name):
     np.testing.assert_allclose(longest, 0.7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", QUICK[:1] + SLOW)
 def test_one_class_trains_with_binary_crossentropy(name):
     keras.utils.set_random_seed(0)
     model = build(name, keras.layers.Dropout, 0.1, classes=1)
@@ -282,7 +271,7 @@ def test_save_and_load(name, tmp_path):
     assert rates(loaded) == rates(model)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", QUICK[:1] + SLOW)
 def test_probabilities_are_float32_in_mixed_precision(name):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")

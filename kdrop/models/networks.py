@@ -5,13 +5,6 @@ import keras
 from kdrop.models.places import Network
 
 
-def _mlp(name, network, hidden):
-    layers = network.inputs(flat=True)
-    for number, units in enumerate(hidden, start=1):
-        layers += [network.dense(units, number), *network.drop(number)]
-    return keras.Sequential([*layers, network.head()], name=name)
-
-
 def spiral_mlp(
     dropout=None, rate=0.3, *, hidden=(256, 256), classes=3, input_shape=(2,), **common
 ):
@@ -22,9 +15,10 @@ def spiral_mlp(
     >>> [layer.name for layer in kdrop.drop_layers(model)], model.output_shape
     (['drop_1'], (None, 3))
     """
-    common |= dict(classes=classes, input_shape=input_shape)
+    common |= {"classes": classes, "input_shape": input_shape}
     network = Network(dropout, rate, len(hidden), **common)
-    return _mlp("spiral_mlp", network, hidden)
+    layers = network.inputs(flat=True) + network.hidden(hidden)
+    return network.sequential("spiral_mlp", layers)
 
 
 def mnist_mlp(
@@ -38,7 +32,8 @@ def mnist_mlp(
     25450
     """
     network = Network(dropout, rate, len(hidden), input_shape=input_shape, **common)
-    return _mlp("mnist_mlp", network, hidden)
+    layers = network.inputs(flat=True) + network.hidden(hidden)
+    return network.sequential("mnist_mlp", layers)
 
 
 def concat_mlp(
@@ -52,14 +47,13 @@ def concat_mlp(
     (None, 48)
     """
     network = Network(dropout, rate, len(hidden), input_shape=input_shape, **common)
-    inputs, *before = network.inputs(flat=True)
+    inputs, *layers = network.inputs(flat=True)
     outputs, hidden_outputs = inputs, []
-    for layer in before:
-        outputs = layer(outputs)
     for number, units in enumerate(hidden, start=1):
-        for layer in [network.dense(units, number), *network.drop(number)]:
+        for layer in layers + network.hidden([units], number):
             outputs = layer(outputs)
         hidden_outputs.append(outputs)
+        layers = []
     outputs = network.head()(keras.layers.Concatenate()(hidden_outputs))
     return keras.Model(inputs, outputs, name="concat_mlp")
 
@@ -93,7 +87,7 @@ def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
     ]
     for number, units in enumerate(hidden, start=1):
         layers += [*network.drop(number), network.dense(units, number)]
-    return keras.Sequential([*layers, network.head()], name="alexnet")
+    return network.sequential("alexnet", layers)
 
 
 def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
@@ -111,22 +105,18 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     rate = (0.1, 0.1, 0.2, *[0.5] * len(hidden)) if rate is None else rate
     network = Network(dropout, rate, 3 + len(hidden), **common)
     layers = network.inputs()
-    number = 0
-    for times, pool in [(1, True), (3, True), (6, False), (4, False), (4, True)]:
-        number += pool
-        arguments = dict(number=number if pool else None, padding="same")
-        layers.append(network.conv(times * width, 3, use_bias=False, **arguments))
-        if pool:  # first, which leaves a quarter of the values to normalise
-            layers.append(keras.layers.MaxPooling2D(2))
+    # For each convolution its filters, and the place behind it if it is pooled.
+    for times, number in [(1, 1), (3, 2), (6, None), (4, None), (4, 3)]:
+        conv = network.conv(times * width, 3, number, padding="same", use_bias=False)
+        # Pooling first leaves a quarter of the values to normalise.
+        layers += [conv, keras.layers.MaxPooling2D(2)] if number else [conv]
         penalties = network.penalties("gamma", "beta")
         layers.append(keras.layers.BatchNormalization(momentum=0.9, **penalties))
         layers.append(keras.layers.ReLU())
-        if pool:
+        if number:
             layers += network.drop(number, "feature maps")
-    layers.append(keras.layers.Flatten())
-    for number, units in enumerate(hidden, start=4):
-        layers += [network.dense(units, number), *network.drop(number)]
-    return keras.Sequential([*layers, network.head()], name="alexnet32")
+    layers += [keras.layers.Flatten(), *network.hidden(hidden, first=4)]
+    return network.sequential("alexnet32", layers)
 
 
 def srivastava_cnn(
@@ -144,18 +134,15 @@ def srivastava_cnn(
     >>> [layer.rate for layer in kdrop.drop_layers(model)]
     [0.1, 0.25, 0.25, 0.5, 0.5]
     """
-    filters = (96, 128, 256)
     rate = (0.25, 0.25, 0.5, *[0.5] * len(hidden)) if rate is None else rate
-    common |= dict(input_rate=input_rate, max_norm=max_norm)
-    network = Network(dropout, rate, len(filters) + len(hidden), **common)
+    common |= {"input_rate": input_rate, "max_norm": max_norm}
+    network = Network(dropout, rate, 3 + len(hidden), **common)
     layers = network.inputs()
-    for number, count in enumerate(filters, start=1):
+    for number, filters in enumerate((96, 128, 256), start=1):
         layers += [
-            network.conv(count, 5, number, padding="same", activation="relu"),
+            network.conv(filters, 5, number, padding="same", activation="relu"),
             keras.layers.MaxPooling2D(3, strides=2, padding="same"),
             *network.drop(number, "feature maps"),
         ]
-    layers.append(keras.layers.Flatten())
-    for number, units in enumerate(hidden, start=len(filters) + 1):
-        layers += [network.dense(units, number), *network.drop(number)]
-    return keras.Sequential([*layers, network.head()], name="srivastava_cnn")
+    layers += [keras.layers.Flatten(), *network.hidden(hidden, first=4)]
+    return network.sequential("srivastava_cnn", layers)

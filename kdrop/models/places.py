@@ -1,6 +1,5 @@
 """The layers of a network, from the arguments that all builders share."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -10,13 +9,12 @@ from keras import ops
 
 from kdrop.layers.units import InvertedDropout
 
-# The places of a network that layers of each kind take: themselves, or InvertedDropout.
+# The places that each kind of layer fits: True takes it, False an InvertedDropout.
 _PLACES: dict[str, dict[str, bool]] = {
     "units": {"inputs": True, "feature maps": True, "dense units": True},
     "feature maps": {"inputs": False, "feature maps": True, "dense units": False},
     "dense units": {"inputs": True, "dense units": True},
     "convolution": {"inputs": False, "dense units": False},
-    "dense layer": {},
 }
 
 
@@ -49,9 +47,9 @@ class NormPenalty(keras.regularizers.L1L2):
 
 @dataclass
 class Network:
-    """Makes the layers of one network; the arguments are those of `kdrop.models`."""
+    """Makes the layers of one network, from the arguments that all builders share."""
 
-    dropout: Callable[..., keras.Layer] | None
+    dropout: Any
     rate: Any  # a number or several
     places: int
     classes: int = 10
@@ -73,10 +71,9 @@ class Network:
             )
         self.rates = {"input": self.input_rate, **dict(enumerate(rates, start=1))}
         for name in ("l1", "l2", "max_norm", "norm_penalty"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"`{name}` must be 0 or more. Received: {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"`{name}` must be 0 or more. Received: {value}")
         self.kind = getattr(self.dropout, "place", "units")
         self.fits = self.dropout is None or self.kind == "units"
 
@@ -95,20 +92,26 @@ class Network:
         takes_it = _PLACES.get(self.kind, {}).get(place)
         if self.dropout is None or takes_it is None:
             return []
-        if not takes_it:
-            return [InvertedDropout(**self._drop_arguments(number))]
-        self.fits |= place != "inputs"
-        if hasattr(self.dropout, "at_place"):
-            return [self._at_place(number)]
-        arguments = self._drop_arguments(number)
-        return [self.dropout(arguments.pop("rate"), **arguments)]
+        self.fits |= takes_it and place != "inputs"
+        dropout: Any = self.dropout if takes_it else InvertedDropout
+        if hasattr(dropout, "at_place"):
+            return [self._at_place(number, dropout)]
+        return [dropout(self.rates[number], seed=self.seed, name=f"drop_{number}")]
 
     def dense(self, units, number):
         """A hidden dense layer, which a place for dropout follows or precedes."""
-        arguments = {"units": units, "activation": "relu", **self._weights(0)}
+        arguments = {"units": units, "activation": "relu", **self._weights(axis=0)}
         if self.kind != "dense layer":
             return keras.layers.Dense(**arguments)
-        return self._at_place(number, **arguments)
+        self.fits = True
+        return self._at_place(number, self.dropout, **arguments)
+
+    def hidden(self, widths, first=1):
+        """Dense layers, each followed by a place for dropout."""
+        layers = []
+        for number, units in enumerate(widths, start=first):
+            layers += [self.dense(units, number), *self.drop(number)]
+        return layers
 
     def conv(self, filters, size, number=None, **arguments):
         """A convolution; `number` is that of the place for dropout behind it."""
@@ -118,26 +121,21 @@ class Network:
                 f"Received: input_shape={self.input_shape}"
             )
         arguments |= {"filters": filters, "kernel_size": size}
-        arguments |= self._weights([0, 1, 2])
+        arguments |= self._weights(axis=[0, 1, 2])
         if self.kind != "convolution" or number is None:
             return keras.layers.Conv2D(**arguments)
-        return self._at_place(number, **arguments)
-
-    def _at_place(self, number, **arguments):
-        """The drop layer of kdrop, made for its place by the layer's own rule."""
         self.fits = True
-        dropout: Any = self.dropout
-        arguments |= self._drop_arguments(number)
-        return dropout.at_place(examples=self.examples, **arguments)
+        return self._at_place(number, self.dropout, **arguments)
 
-    def _drop_arguments(self, number):
-        return dict(rate=self.rates[number], seed=self.seed, name=f"drop_{number}")
+    def _at_place(self, number, dropout, **arguments):
+        arguments |= {"rate": self.rates[number], "name": f"drop_{number}"}
+        return dropout.at_place(examples=self.examples, seed=self.seed, **arguments)
 
     def _weights(self, axis):
-        limit = self.max_norm and keras.constraints.MaxNorm(self.max_norm, axis)
+        constraint = keras.constraints.MaxNorm(self.max_norm, axis)
         return dict(
             kernel_initializer="he_normal",
-            kernel_constraint=limit or None,
+            kernel_constraint=constraint if self.max_norm else None,
             **self.penalties("kernel", "bias", l1=self.l1, l2=self.l2),
         )
 
@@ -162,3 +160,6 @@ class Network:
             name="probabilities",
             **self.penalties("kernel", "bias"),
         )
+
+    def sequential(self, name, layers):
+        return keras.Sequential([*layers, self.head()], name=name)

@@ -15,7 +15,6 @@ from kdrop.training.devices import DeviceOptions
 from kdrop.training.experiment import PRESETS, Experiment
 
 DROPOUT = "none,InvertedDropout,VanillaDropout"
-DIFFERENT_NAMES = {"folder": "--data-dir"}  # of an argument and its option
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,46 +28,7 @@ def parse(arguments: Sequence[str]) -> tuple[Comparison, DeviceOptions]:
     Raises:
         UserError: An unknown option or a wrong value. It names arguments, which
             `options_in_errors` turns into options.
-
-    >>> comparison, devices = parse(["--dropout=none,DropPath", "--seeds", "2"])
-    >>> [experiment.slug() for experiment in comparison.experiments]
-    ['spiral-none', 'spiral-drop-path']
     """
-    parser = _parser()
-    namespace, unknown = parser.parse_known_args(arguments)
-    for argument in unknown:
-        if not argument.startswith("--"):
-            raise UserError(f"unrecognised argument {argument}")
-        options = [x for x in parser._option_string_actions if x.startswith("--")]
-        check_choice("option", argument.partition("=")[0], options)
-    settings = vars(namespace)
-    devices = DeviceOptions(**_take(settings, DeviceOptions))
-    common: dict[str, Any] = {"vote_size": VOTE_SIZES.get(settings["data"], 0)}
-    common |= _take(settings, Comparison)
-    return Comparison(experiments=_experiments(settings), **common), devices
-
-
-def _take(settings: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Remove a dataclass's fields from the settings and return them."""
-    names = [field.name for field in fields(kind) if field.name in settings]
-    return {name: settings.pop(name) for name in names}
-
-
-def _experiments(settings: dict[str, Any]) -> list[Experiment]:
-    """An experiment for each layer in the list of `dropout`."""
-    kinds = [kind.strip() for kind in settings.pop("dropout", DROPOUT).split(",")]
-    kinds = ["none" if kind.lower() == "none" else kind for kind in kinds]
-    kinds = list(dict.fromkeys(kinds))
-    rates = "rate", "input_rate", "schedule"
-    without = {name: value for name, value in settings.items() if name not in rates}
-    plain = without if len(kinds) > 1 else settings  # rates are for the other layers
-    return [
-        Experiment.preset(dropout=kind, **(plain if kind == "none" else settings))
-        for kind in kinds
-    ]
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="train.py",
         description="Train networks with dropout, compare them, export SavedModels.",
@@ -84,11 +44,42 @@ def _parser() -> argparse.ArgumentParser:
             text, default = f"{text}, or several to compare with commas", DROPOUT
         text = _with_options(f"{text} (default: {default})")
         parser.add_argument(_option(field.name), help=text, **_form(field.type))
-    return parser
+    namespace, unknown = parser.parse_known_args(arguments)
+    for argument in unknown:
+        if not argument.startswith("--"):
+            raise UserError(f"unrecognised argument {argument}")
+        options = [x for x in parser._option_string_actions if x.startswith("--")]
+        check_choice("option", argument.partition("=")[0], options)
+    values = vars(namespace)
+    vote_size = VOTE_SIZES.get(values["data"], 0)
+    devices = DeviceOptions(**_pop_fields(values, DeviceOptions))
+    common: Any = {"vote_size": vote_size, **_pop_fields(values, Comparison)}
+    return Comparison(experiments=_experiments(values), **common), devices
+
+
+def _pop_fields(values: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Remove a dataclass's fields from the values and return them."""
+    names = [field.name for field in fields(kind) if field.name in values]
+    return {name: values.pop(name) for name in names}
+
+
+def _experiments(settings: dict[str, Any]) -> list[Experiment]:
+    """An experiment for each layer in the list of `dropout`."""
+    names = [name.strip() for name in settings.pop("dropout", DROPOUT).split(",")]
+    names = ["none" if name.lower() == "none" else name for name in names]
+    experiments = []
+    for name in dict.fromkeys(names):
+        usable = dict(settings)
+        if name == "none" and len(set(names)) > 1:  # rates are for the other layers
+            for rate in ("rate", "input_rate", "schedule"):
+                usable.pop(rate, None)
+        experiments.append(Experiment.preset(dropout=name, **usable))
+    return experiments
 
 
 def _option(name: str) -> str:
-    return DIFFERENT_NAMES.get(name, f"--{name.replace('_', '-')}")
+    """The option of an argument; the library's `folder` is also `--data-dir`."""
+    return "--data-dir" if name == "folder" else f"--{name.replace('_', '-')}"
 
 
 def _with_options(text: str) -> str:
@@ -116,17 +107,15 @@ def _number_or_word(text: str) -> float | str:
 
 def _default(field: Field) -> str:
     """The default of a field, or that of each data set, in words."""
+    values = {"": field.default}
     if field.name == "vote_size":
         values = VOTE_SIZES
-    elif field not in fields(Experiment):
-        values = {"": field.default}
-    else:
+    elif field in fields(Experiment):
         values = {x: getattr(Experiment.preset(x), field.name) for x in PRESETS}
-    unset = field.metadata["unset"]
     words = {}
     for data, value in values.items():
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words[data] = unset if unset and not value else text
+        words[data] = (not value and field.metadata["unset"]) or text
     if len(set(words.values())) == 1:
         return words.popitem()[1]
     return ", ".join(f"{word} for {data}" for data, word in words.items())

@@ -13,17 +13,20 @@ from rich.console import Console
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
 from kdrop.serving.versions import check_writable
-from kdrop.training import report
-from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
-from kdrop.training.experiment import Experiment
-from kdrop.training.export import export_best
-from kdrop.training.network import EVALUATION_BATCH, network
+from kdrop.training.experiment import Experiment, setting
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Recorder
-from kdrop.training.run import Run, SeedRuns, load_data, train
-from kdrop.training.settings import setting
+from kdrop.training.progress import Checkpoint, Recorder
+from kdrop.training.report import export_best, results_table, vote_table
+from kdrop.training.run import (
+    EVALUATION_BATCH,
+    Run,
+    SeedRuns,
+    load_data,
+    network,
+    train,
+)
 
 CHECKPOINTS = ".unfinished"  # below the output folder; no model server reads it
 # Test examples of the vote: 50 samples of 1,000 CIFAR-10 images take about a minute.
@@ -32,11 +35,7 @@ VOTE_SIZES = {"spiral": 3000, "cifar10": 1000, "mnist": 10000}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What to train and compare, and where the models go.
-
-    Raises:
-        UserError: A setting out of range.
-    """
+    """What to train and compare, and where the models go."""
 
     experiments: Sequence[Experiment]  # of one data set
     seeds: int = setting(1, "runs of each layer, with seeds from `seed` on")
@@ -70,25 +69,22 @@ class Comparison:
     def checkpoint(self, experiment: Experiment) -> Checkpoint:
         return Checkpoint(self.output / CHECKPOINTS / experiment.key())
 
-    def seeded(self, experiment: Experiment) -> list[Experiment]:
-        """The experiment with each of its seeds."""
-        seeds = range(experiment.seed, experiment.seed + self.seeds)
-        return [replace(experiment, seed=seed) for seed in seeds]
-
 
 def compare(comparison: Comparison, devices: Devices, console: Console) -> list[Path]:
     """Train each experiment with each seed, print tables, export the best seeds.
 
     Checkpoints are deleted only after all exports, so that a stopped comparison can be
-    resumed. Of several processes only the first prints and exports.
-
-    Returns:
-        The exported versions, one for each experiment.
-
-    Raises:
-        UserError: Settings that cannot be trained, or differ between processes.
+    resumed. Of several processes only the first prints and exports. Returns the path
+    of each experiment's exported version.
     """
-    devices.check_equal(_shared_settings(comparison, devices))
+    experiments = [asdict(experiment) for experiment in comparison.experiments]
+    settings = {
+        name: ", ".join(dict.fromkeys(str(each[name]) for each in experiments))
+        for name in experiments[0]
+    }
+    for name in ("seeds", "resume"):
+        settings[name] = str(getattr(comparison, name))
+    devices.check_equal(settings)
     if devices.process:
         with tempfile.TemporaryDirectory() as folder:
             comparison = replace(comparison, output=Path(folder), tensorboard=None)
@@ -100,9 +96,9 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
             raise UserError(f"{folder} is a file, but must be a folder.")
     data = _load(comparison)
     results = _train_all(comparison, data, devices, console)
-    console.print(report.results_table(results))
+    console.print(results_table(results))
     if any(result.best.vote is not None for result in results):
-        console.print(report.vote_table(results, data))
+        console.print(vote_table(results, data))
     paths = []
     for result, folder in zip(results, comparison.folders(), strict=True):
         checkpoint = comparison.checkpoint(result.runs[0].experiment)
@@ -110,9 +106,8 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
         if path is None:
             voted_on = min(comparison.vote_size, len(data.test.targets))
             record = {"passes": comparison.passes, "voted_on": voted_on}
-            path = checkpoint.exported = export_best(
-                result, results, data, folder, record
-            )
+            path = export_best(result, results, data, folder, record)
+            checkpoint.exported = path
         paths.append(path)
     for result in results:
         for run in result.runs:
@@ -120,18 +115,6 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
     with contextlib.suppress(OSError):  # not empty: checkpoints of another comparison
         (comparison.output / CHECKPOINTS).rmdir()
     return paths
-
-
-def _shared_settings(comparison: Comparison, devices: Devices) -> dict[str, object]:
-    """The settings that must be equal in all processes."""
-    experiments = [asdict(experiment) for experiment in comparison.experiments]
-    values = {name: [each[name] for each in experiments] for name in experiments[0]}
-    return {
-        "processes": devices.processes,
-        "seeds": comparison.seeds,
-        "resume": comparison.resume,
-        **{k: ", ".join(dict.fromkeys(map(str, v))) for k, v in values.items()},
-    }
 
 
 def _load(comparison: Comparison) -> Data:
@@ -148,7 +131,9 @@ def _train_all(
     results = []
     for experiment in comparison.experiments:
         runs: list[Run] = []
-        for seeded in comparison.seeded(experiment):
+        seeds = range(experiment.seed, experiment.seed + comparison.seeds)
+        # All before the first trains, so that a wrong seed is reported at once.
+        for seeded in [replace(experiment, seed=seed) for seed in seeds]:
             runs.append(_train_one(seeded, comparison, data, devices, console))
             # Only one model is held in memory, whatever the number of seeds.
             best = SeedRuns(runs).best
@@ -179,14 +164,15 @@ def _train_one(experiment, comparison, data, devices, console) -> Run:
         return run
     part = data.test.first(comparison.vote_size)
     model: Any = run.model
-    samples = vote(
+    result = vote(
         model,
         batches(part, EVALUATION_BATCH, epochs=1),
         comparison.passes,
         experiment.seed,
         verbose=int(console.is_terminal),
     )
-    if samples is None:
+    if result is None:
         return run
-    metrics = {**run.metrics, **samples.metrics(part.targets)}
-    return replace(run, metrics=metrics, vote=samples)
+    return replace(
+        run, metrics={**run.metrics, **result.metrics(part.targets)}, vote=result
+    )

@@ -6,13 +6,16 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from kdrop.errors import UserError, check_choice
 
+# The image sets of tensorflow-datasets, and the servers that they are downloaded from.
+HOSTS = {"cifar10": "www.cs.toronto.edu", "mnist": "storage.googleapis.com"}
+SETS = ("spiral", *HOSTS)
 PROBE_SECONDS = 2.0
 
 
@@ -38,100 +41,50 @@ class Data:
     labels: tuple[str, ...]
 
 
-def spiral(
+def load(
+    name: str,
     train_size: int | None = None,
-    validation: float = 0.2,
+    validation: float = 0.1,
     seed: int = 0,
-    points: int = 2000,
+    folder: str | os.PathLike | None = None,
 ) -> Data:
+    """The spiral, CIFAR-10 (Krizhevsky, 2009) or MNIST (LeCun et al., 1998).
+
+    Args:
+        train_size: Examples to use of those for training, stratified by class; all if
+            `None`. With the same seed, a larger choice includes a smaller one.
+        validation: Fraction of `train_size` to validate on, in [0, 1).
+        seed: The same seed gives the same examples.
+        folder: Data folder of tensorflow-datasets; `TFDS_DATA_DIR` or its default if
+            `None`. A data set that it lacks is downloaded.
+
+    Raises:
+        UserError: No such data set or folder, no network, damaged data, more examples
+            than there are, or none of some class.
+    """
+    check_choice("data set", name, SETS)
+    rng = np.random.default_rng(seed)
+    whole, test, labels = _spiral(rng) if name == "spiral" else _images(name, folder)
+    train, held_out = _split(name, whole, train_size, validation, rng)
+    return Data(name, train, held_out, test, labels)
+
+
+def _spiral(rng, points=2000):
     """Three arms of a noisy spiral: half of the points for training, half for test.
 
     On arm c of 3 the radius r is evenly spaced over [0, 1] and the angle is
     `2.5 * (4 * c + 4 * r + 0.2 * N(0, 1))`. The best possible classifier has an
     accuracy of .910 and a cross-entropy of .213.
-
-    Args:
-        train_size: Points of the training half to use, stratified by arm; all if
-            `None`.
-        validation: Fraction of `train_size` to validate on, in [0, 1).
-        seed: The same seed gives the same points.
-        points: Points on each arm.
-
-    Raises:
-        UserError: More points than the training half has, or none of some arm.
     """
-    rng = np.random.default_rng(seed)
     arm = np.repeat(np.arange(3), points)
     radius = np.tile(np.linspace(0, 1, points), 3)
     angle = 2.5 * (4 * arm + 4 * radius + 0.2 * rng.standard_normal(arm.size))
     position = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
     order = rng.permutation(arm.size)
-    whole = Part(position[order].astype("float32"), arm[order].astype("int32"))
+    inputs, targets = position[order].astype("float32"), arm[order].astype("int32")
     half = arm.size // 2
-    test = Part(whole.inputs[half:], whole.targets[half:])
-    train, held_out = _split("spiral", whole.first(half), train_size, validation, rng)
-    return Data("spiral", train, held_out, test, labels=("arm 0", "arm 1", "arm 2"))
-
-
-def cifar10(
-    train_size: int | None = None,
-    validation: float = 0.1,
-    seed: int = 0,
-    folder: str | os.PathLike | None = None,
-) -> Data:
-    """60,000 colour photographs of 32 x 32 pixels in 10 classes (Krizhevsky, 2009).
-
-    Args:
-        train_size: Images of the 50,000 for training to use, stratified by class; all
-            if `None`. With the same seed, a larger choice includes a smaller one.
-        validation: Fraction of `train_size` to validate on, in [0, 1).
-        seed: The same seed chooses the same images.
-        folder: Data folder of tensorflow-datasets; `TFDS_DATA_DIR` or its default if
-            `None`. A data set that it lacks is downloaded.
-
-    Raises:
-        UserError: No such folder, no network, damaged data, more images than there
-            are, or none of some class.
-    """
-    host = "www.cs.toronto.edu"
-    return _images("cifar10", host, train_size, validation, seed, folder)
-
-
-def mnist(
-    train_size: int | None = None,
-    validation: float = 0.1,
-    seed: int = 0,
-    folder: str | os.PathLike | None = None,
-) -> Data:
-    """70,000 handwritten digits of 28 x 28 pixels, 60,000 of them for training.
-
-    Arguments and errors are those of `cifar10`. Reference: LeCun et al., 1998
-    """
-    host = "storage.googleapis.com"
-    return _images("mnist", host, train_size, validation, seed, folder)
-
-
-SETS = {"spiral": spiral, "cifar10": cifar10, "mnist": mnist}
-
-
-def load(name: str, **settings) -> Data:
-    """The data set of this name, with the arguments of its function."""
-    check_choice("data set", name, SETS)
-    return SETS[name](**settings)
-
-
-def _stratified_order(targets, rng):
-    """A random order each beginning of which has the classes in proportion.
-
-    The k-th member of a class of n is at (k + 1/2) / n of the order, so that a
-    beginning is Sainte-Lague's apportionment among the classes.
-    """
-    shuffled = rng.permutation(len(targets))
-    position = np.empty(len(targets))
-    for label in np.unique(targets):
-        members = shuffled[targets[shuffled] == label]
-        position[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.lexsort((shuffled, position))
+    parts = Part(inputs[:half], targets[:half]), Part(inputs[half:], targets[half:])
+    return *parts, ("arm 0", "arm 1", "arm 2")
 
 
 def _split(name, whole, train_size, validation, rng) -> tuple[Part, Part]:
@@ -162,7 +115,22 @@ def _split(name, whole, train_size, validation, rng) -> tuple[Part, Part]:
     return train, held_out
 
 
-def _images(name, host, train_size, validation, seed, folder):
+def _stratified_order(targets, rng):
+    """A random order each beginning of which has the classes in proportion.
+
+    The k-th member of a class of n is at (k + 1/2) / n of the order, so that a
+    beginning is Sainte-Lague's apportionment among the classes.
+    """
+    shuffled = rng.permutation(len(targets))
+    position = np.empty(len(targets))
+    for label in np.unique(targets):
+        members = shuffled[targets[shuffled] == label]
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((shuffled, position))
+
+
+def _images(name, folder):
+    """The images for training, those for test, and the class names."""
     folder = folder or os.environ.get("TFDS_DATA_DIR")
     home = Path(folder or "~/tensorflow_datasets").expanduser()
     if folder and not home.is_dir():
@@ -172,32 +140,30 @@ def _images(name, host, train_size, validation, seed, folder):
     from google.protobuf.json_format import ParseError
 
     try:
-        builder = tfds.builder(name, data_dir=home)
+        builder: Any = tfds.builder(name, data_dir=home)
         if not builder.info.splits:
-            _download(builder, host, home)
-        config = tfds.ReadConfig(try_autocache=False)  # each image is read once
-        whole, test = (_read(builder, split, config) for split in ("train", "test"))
+            _download(builder, home)
+        parts = []
+        for split in ("train", "test"):
+            # Each image is read once, so a cache would only take memory.
+            config = tfds.ReadConfig(try_autocache=False)
+            settings = dict(as_supervised=True, read_config=config, batch_size=1000)
+            batches = tfds.as_numpy(builder.as_dataset(split=split, **settings))
+            images, labels = map(np.concatenate, zip(*batches, strict=True))
+            parts.append(Part(images, labels.astype("int32")))
     except (tf.errors.OpError, ParseError) as error:
         reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).splitlines()[0])
         raise UserError(
             f"The data of {name} is damaged ({reason}): delete {home / name}, and it "
             "is downloaded again."
         ) from error
-    rng = np.random.default_rng(seed)
-    parts = _split(name, whole, train_size, validation, rng)
-    return Data(name, *parts, test, tuple(builder.info.features["label"].names))
+    return *parts, tuple(builder.info.features["label"].names)
 
 
-def _read(builder, split, config):
-    # All images are decoded; decoding the chosen ones alone would save a fifth.
-    dataset = builder.as_dataset(split=split, as_supervised=True, read_config=config)
-    images, labels = zip(*dataset.batch(1000).as_numpy_iterator(), strict=True)
-    return Part(np.concatenate(images), np.concatenate(labels).astype("int32"))
+def _download(builder, home):
+    from tensorflow_datasets import download
 
-
-def _download(builder, host, home):
-    import tensorflow_datasets as tfds
-
+    host = HOSTS[builder.name]
     if not _reachable(host):
         raise UserError(
             f"{home} lacks {builder.name} and {host} does not answer: let "
@@ -205,7 +171,7 @@ def _download(builder, host, home):
             "which needs no download."
         )
     # Google's bucket of prepared sets would be retried for minutes.
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    config = download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)
     except OSError as error:
@@ -224,7 +190,5 @@ def _reachable(host):
             answered.set()
 
     # In a thread: the timeout of requests does not cover the look-up of the name.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return answered.is_set()
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(PROBE_SECONDS)

@@ -6,13 +6,11 @@ device, and the masks and the order of the examples do not depend on the number 
 devices.
 """
 
-import contextlib
-import ipaddress
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 
 from kdrop import backend
 from kdrop.errors import UserError
-from kdrop.training.settings import setting
+from kdrop.training.experiment import setting
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as lost
 
@@ -40,56 +38,43 @@ class Devices:
 
     def check_equal(self, settings: Mapping[str, object]) -> None:
         """Raise `UserError` in all processes unless all have the same settings."""
-        if self.processes == 1:
-            return
-        from jax.experimental import multihost_utils
-
-        first = json.loads(self._broadcast(json.dumps(settings).encode()))
-        here = json.loads(json.dumps(settings))
-        different = [name for name in first if first[name] != here.get(name)]
-        counts = multihost_utils.process_allgather(np.array(len(different)))
-        for name in different:
-            raise UserError(
-                f"`{name}` is {here.get(name)} in process {self.process}, but "
-                f"{first[name]} in process 0: all processes need the same settings."
-            )
-        for process in np.flatnonzero(counts):
-            raise UserError(
-                f"Process {process} has other settings than process 0: all processes "
-                "need the same."
-            )
+        first, *others = map(json.loads, self._gather(json.dumps(settings).encode()))
+        for process, other in enumerate(others, start=1):
+            for name in first:
+                if other.get(name) != first[name]:
+                    raise UserError(
+                        f"`{name}` is {other.get(name)} in process {process}, but "
+                        f"{first[name]} in process 0: all processes need the same "
+                        "settings."
+                    )
 
     def agree(self, decision: bool) -> bool:
         """The decision of the first process, in all processes."""
-        if self.processes == 1:
-            return decision
-        return self._broadcast(b"1" * decision) == b"1"
+        return self._gather(b"1" if decision else b"0")[0] == b"1"
 
     def broadcast_folder(self, folder: Path) -> None:
         """Copy the checkpoint in the first process's folder to the other processes."""
         if self.processes == 1:
             return
         files = [*folder.glob("*.keras"), *folder.glob("*.json")]
-        names = json.loads(
-            self._broadcast(json.dumps([f.name for f in files]).encode())
-        )
-        for name in names:
+        names = json.dumps([path.name for path in files]).encode()
+        for name in json.loads(self._gather(names)[0]):
             content = (folder / name).read_bytes() if self.process == 0 else b""
-            content = self._broadcast(content)
+            content = self._gather(content)[0]
             if self.process:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
 
-    def _broadcast(self, content: bytes) -> bytes:
-        """The first process's content, in all processes."""
-        from jax.experimental import multihost_utils
+    def _gather(self, content: bytes) -> list[bytes]:
+        """The contents of all processes, in all processes."""
+        if self.processes == 1:
+            return [content]
+        from jax.experimental.multihost_utils import process_allgather
 
-        broadcast = multihost_utils.broadcast_one_to_all
-        size = int(broadcast(np.array(len(content))))
-        if not size:
-            return b""
-        padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
-        return np.asarray(broadcast(padded)).astype(np.uint8).tobytes()
+        sizes = np.ravel(process_allgather(np.array(len(content))))
+        padded = content.ljust(max(sizes), b"\0")
+        rows = np.asarray(process_allgather(np.frombuffer(padded, np.uint8)))
+        return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 ALONE = Devices()
@@ -111,11 +96,7 @@ class DeviceOptions:
 
 
 def available(options: DeviceOptions) -> Devices:
-    """The devices of this machine on TensorFlow, of all processes on JAX.
-
-    Raises:
-        UserError: An option is wrong or belongs to the other backend.
-    """
+    """The devices of this machine on TensorFlow, of all processes on JAX."""
     if backend.name() == "jax":
         if options.replicas is not None:
             raise UserError("`replicas` needs TensorFlow: JAX takes all devices.")
@@ -131,19 +112,10 @@ def available(options: DeviceOptions) -> Devices:
 
 
 def mirror(replicas: int | None = None) -> Devices:
-    """Devices of this machine, on the TensorFlow backend.
-
-    Args:
-        replicas: Number of accelerators or, where there are none, of processor cores;
-            all accelerators, or one core, if `None`.
-
-    Raises:
-        UserError: More than the machine has.
-    """
+    """So many accelerators or, where there are none, cores of this machine."""
     import tensorflow as tf
 
     accelerators = tf.config.list_physical_devices("GPU")
-    kind = "GPU" if accelerators else "CPU"
     most = len(accelerators) or os.cpu_count() or 1
     if replicas is None:
         replicas = max(1, len(accelerators))
@@ -155,7 +127,8 @@ def mirror(replicas: int | None = None) -> Devices:
         )
     if replicas == 1:
         return ALONE
-    if kind == "CPU":
+    kind = "GPU" if accelerators else "CPU"
+    if not accelerators:
         (cpu,) = tf.config.list_physical_devices("CPU")
         cores = [tf.config.LogicalDeviceConfiguration()] * replicas
         tf.config.set_logical_device_configuration(cpu, cores)
@@ -173,25 +146,13 @@ def join(
 
     With any of the first three arguments, or `JAX_COORDINATOR_ADDRESS`, JAX reads the
     others from Slurm or Open MPI. Without, this process runs alone.
-
-    Args:
-        processes: Number of processes.
-        process_id: Number of this process, from 0.
-        coordinator: `host:port`, the machine of process 0 and a free port there.
-        wait: Seconds for all processes to start.
-
-    Raises:
-        UserError: An argument is wrong, the coordinator does not answer, or other
-            machines could not reach this one by its name.
     """
     import jax
 
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if processes and process_id and not 0 <= process_id < processes:
-        raise UserError(
-            f"`process_id` is {process_id}, but of {processes} processes must be from "
-            f"0 to {processes - 1}."
-        )
+        rule = f"of {processes} processes must be from 0 to {processes - 1}"
+        raise UserError(f"`process_id` is {process_id}, but {rule}.")
     if processes != 1 and (processes or process_id is not None or coordinator):
         if coordinator:
             _check_coordinator(coordinator, process_id, wait)
@@ -209,52 +170,21 @@ def join(
                 "the same `coordinator`, as HOST:PORT, the machine of process 0 and a "
                 f"free port there ({error})"
             ) from error
-        if jax.default_backend() == "cpu" and coordinator:
-            _check_host_name(coordinator.rpartition(":")[0])
     if jax.device_count() == 1:
         return ALONE
-    distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
-    return Devices(
-        jax.device_count(),
-        jax.process_index(),
-        jax.process_count(),
-        lambda: _process_scope(distribution),
-    )
-
-
-@contextlib.contextmanager
-def _process_scope(distribution: Any) -> Generator[None]:
-    """The distribution's scope, which reports a lost process in a sentence."""
-    try:
-        with distribution.scope():
-            yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if "Gloo" in str(cause):  # XLA's collectives between processors
-                raise UserError(
-                    "Another process has ended or cannot be reached (between machines "
-                    "all ports must be open); --resume continues from the last "
-                    "checkpoint."
-                ) from error
-            cause = cause.__cause__ or cause.__context__
-        raise
+    scope = keras.distribution.DataParallel(auto_shard_dataset=False).scope
+    return Devices(jax.device_count(), jax.process_index(), jax.process_count(), scope)
 
 
 def _check_coordinator(coordinator: str, process_id: int | None, wait: int) -> None:
-    """Wait until the coordinator accepts a connection, unless it may be this process.
-
-    Raises:
-        UserError: The address is malformed, or nothing answers within `wait` seconds.
-    """
+    """Wait until the coordinator accepts a connection, unless this may be it."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"`coordinator` is {coordinator!r}, but must be HOST:PORT.")
     deadline = time.monotonic() + wait
     while process_id:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
+            return socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:  # refused at once until process 0 listens
             if time.monotonic() > deadline:
                 raise UserError(
@@ -262,24 +192,3 @@ def _check_coordinator(coordinator: str, process_id: int | None, wait: int) -> N
                     "process 0 there, or correct `coordinator`."
                 ) from None
         time.sleep(0.2)
-
-
-def _check_host_name(coordinator: str) -> None:
-    """Reject a host name that resolves to loopback: peers would connect to themselves.
-
-    On processors, the collectives listen at the address of the machine's host name.
-    """
-    if coordinator == "localhost" or coordinator.startswith("127."):
-        return
-    name = socket.gethostname()
-    try:
-        address = socket.getaddrinfo(name, None)[0][4][0]
-    except OSError:
-        address = "127.0.0.1"  # the collectives' default
-    if ipaddress.ip_address(address).is_loopback:
-        raise UserError(
-            f"{name}, the name of this machine, resolves to {address}, where no other "
-            "machine reaches it: let it resolve to the machine's address in "
-            "/etc/hosts, or use localhost:PORT as `coordinator` for processes of one "
-            "machine."
-        )

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -14,7 +14,6 @@ from kdrop import layers, schedules
 from kdrop.errors import UserError, check_choice
 from kdrop.models import MODELS
 from kdrop.schedules import Schedule
-from kdrop.training.settings import setting
 
 # Each makes a schedule of the rate that a layer has before training.
 SCHEDULES: dict[str, Callable[[float], Schedule]] = {
@@ -41,8 +40,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=20, steps_per_epoch=None, batch_size=128, learning_rate=0.001,
     ),
 }  # fmt: skip
-# Settings whose preset is the default of the network's builder.
-NETWORK_SETTINGS = ("hidden", "width", "input_rate", "max_norm")
+# For groups of settings, which values are allowed, and the rule for the message.
+RULES: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
+    ("rate", "input_rate"): (lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("width", "shift", "l1", "l2", "max_norm", "norm_penalty"): (
+        lambda v: 0 <= v < math.inf,
+        "0 or more",
+    ),
+    ("decay",): (
+        lambda v: v == "cosine" or (isinstance(v, Real) and 0 <= v < math.inf),
+        "cosine or a number of 0 or more",
+    ),
+    ("epochs", "steps_per_epoch", "batch_size", "learning_rate"): (
+        lambda v: v is None or 0 < v < math.inf,
+        "above 0",
+    ),
+    ("seed", "data_seed"): (lambda v: 0 <= v < 2**32, "in [0, 2^32)"),
+}
+
+
+def setting(default: Any, text: str, unset: str = "") -> Any:
+    """A field of a dataclass with the help text of its command-line option.
+
+    Args:
+        default: `dataclasses.MISSING` for a field without a default.
+        unset: Words for a default of `None`, 0 or `()`.
+    """
+    return field(default=default, metadata={"help": text, "unset": unset})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +76,6 @@ class Experiment:
     Raises:
         UserError: A value out of range, an unknown name, or a rate or a schedule for a
             layer that has no rate to set.
-
-    >>> from kdrop.training.experiment import Experiment
-    >>> experiment = Experiment.preset("spiral", rate=0.3, epochs=5)
-    >>> experiment.rate, experiment.hidden, experiment.batch_size
-    ((0.3,), (256, 256), 300)
-    >>> experiment.slug()
-    'spiral-inverted-dropout'
     """
 
     data: str = setting(MISSING, "data set: spiral, cifar10 or mnist")
@@ -107,7 +124,7 @@ class Experiment:
         check_choice("data set", data, PRESETS)
         settings = {**PRESETS[data], **settings}
         check_choice("model", settings["model"], MODELS)
-        return cls(data=data, **{**_defaults(settings["model"]), **settings})
+        return cls(data=data, **{**_network_defaults(settings["model"]), **settings})
 
     def __post_init__(self):
         for name in ("rate", "hidden"):
@@ -118,42 +135,29 @@ class Experiment:
         check_choice("layer", self.dropout, ["none", *layers.__all__])
         check_choice("model", self.model, MODELS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        self._check_rates()
-        for name in ("width", "shift", "l1", "l2", "max_norm", "norm_penalty"):
-            self._check(name, lambda v: 0 <= v < math.inf, "must not be below 0")
-        if self.decay != "cosine":
-            number = isinstance(self.decay, Real)
-            self._check(
-                "decay",
-                lambda v: number and 0 <= v < math.inf,
-                "must be cosine or a number that is not below 0",
-            )
-        for name in ("epochs", "steps_per_epoch", "batch_size", "learning_rate"):
-            if getattr(self, name) is not None:
-                self._check(name, lambda v: 0 < v < math.inf, "must be above 0")
-        for name in ("seed", "data_seed"):
-            self._check(name, lambda v: 0 <= v < 2**32, "must be in [0, 2^32)")
+        for names, (is_allowed, rule) in RULES.items():
+            for name in names:
+                value = getattr(self, name)
+                for number in value if name == "rate" else (value,):
+                    if not is_allowed(number):
+                        raise UserError(f"`{name}` is {number}, but must be {rule}.")
+        self._check_rates_are_used()
 
-    def _check_rates(self):
-        for name, rates in ("rate", self.rate), ("input_rate", (self.input_rate,)):
-            for rate in rates:
-                if not 0 <= rate < 1:
-                    raise UserError(f"`{name}` is {rate}, but must be in [0, 1).")
+    def _check_rates_are_used(self):
         layer_rate = getattr(getattr(layers, self.dropout, None), "rate", None)
         if getattr(layer_rate, "fset", None) is not None:
             return
-        usual = {"rate": (), "schedule": "constant", "input_rate": 0.0}
-        usual["input_rate"] = _defaults(self.model).get("input_rate", 0.0)
-        for name, value in usual.items():
-            if getattr(self, name) not in (value, 0.0):
+        usual_input_rate = _network_defaults(self.model).get("input_rate", 0.0)
+        for name, is_set in {
+            "rate": self.rate not in ((), (0.0,)),
+            "schedule": self.schedule != "constant",
+            "input_rate": self.input_rate not in (usual_input_rate, 0.0),
+        }.items():
+            if is_set:
                 raise UserError(
                     f"`{name}` is set, but `dropout` is {self.dropout}, which has no "
                     "rate to set."
                 )
-
-    def _check(self, name: str, fits: Callable[[Any], bool], rule: str):
-        if not fits(getattr(self, name)):
-            raise UserError(f"`{name}` is {getattr(self, name)}, but {rule}.")
 
     def slug(self) -> str:
         """Data set and layer, as in `spiral-inverted-dropout`."""
@@ -167,11 +171,8 @@ class Experiment:
         return f"{self.slug()}-seed{self.seed}-{digest}"
 
 
-def _defaults(model: str) -> dict[str, Any]:
+def _network_defaults(model: str) -> dict[str, Any]:
     """The defaults of the settings that the builder of a network shares."""
+    names = ("hidden", "width", "input_rate", "max_norm")
     parameters = inspect.signature(MODELS[model]).parameters
-    return {
-        name: parameters[name].default
-        for name in NETWORK_SETTINGS
-        if name in parameters
-    }
+    return {name: parameters[name].default for name in names if name in parameters}

@@ -1,10 +1,4 @@
-"""The input pipeline of training: batches as functions of a seed and a step.
-
-data = cifar10(train_size=5000, seed=3)
-model.fit(batches(data.train, 128, shuffle_seed=3, mirror=True), ...)
-"""
-
-import math
+"""The input pipeline of training: batches as functions of a seed and a step."""
 
 import tensorflow as tf
 
@@ -44,11 +38,6 @@ def batches(
         mirror: Mirror half of the images, left to right.
         shift: Largest shift of the images each way in pixels, the border reflected.
         devices: Those that share a batch. This process's rows of it are returned.
-
-    Raises:
-        UserError: A batch size below 1, a shift outside of the image, or augmentation
-            of inputs that are not images.
-        ValueError: No examples, or augmentation without a seed.
     """
     count = len(part.targets)
     if batch_size < 1:
@@ -57,18 +46,15 @@ def batches(
         raise ValueError("A part without examples gives no batches.")
     augment = mirror or shift != 0
     if augment and part.inputs.ndim != 4:
-        raise UserError(
-            "Only images can be augmented, and these inputs are not images."
-        )
+        raise UserError("Only images can be augmented: these inputs are not images.")
     if augment and not 0 <= shift < min(part.inputs.shape[1:3]):
-        raise UserError(
-            f"`shift` is {shift}, but must be from 0 to below the height and width."
-        )
+        rule = "from 0 to below the height and width"
+        raise UserError(f"`shift` is {shift}, but must be {rule}.")
     if augment and shuffle_seed is None:
         raise ValueError("`mirror` and `shift` need a `shuffle_seed`.")
     sizes = min(batch_size, count), count % batch_size
     uneven = any(size % devices.count for size in sizes)
-    steps = math.ceil(count / batch_size)
+    steps = -(-count // batch_size)
     first_epoch, skipped = divmod(first_step, steps)
     with tf.device("CPU:0"):  # where tf.data runs
         inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
@@ -92,15 +78,11 @@ def batches(
             else:
                 values = tf.gather(inputs, examples)
             pair = tf.cast(values, tf.float32), tf.gather(targets, examples)
-            if not uneven:
-                return pair
             weight = tf.cast(padded_size / size, tf.float32)
-            return *pair, tf.where(row < size, weight, 0.0)
+            return (*pair, tf.where(row < size, weight, 0.0)) if uneven else pair
 
-        skipped_examples = (
-            skipped * batch_size * tf.cast(number == first_epoch, "int64")
-        )
-        return tf.data.Dataset.range(skipped_examples, count, batch_size).map(batch)
+        start = skipped * batch_size * tf.cast(number == first_epoch, "int64")
+        return tf.data.Dataset.range(start, count, batch_size).map(batch)
 
     numbers = tf.data.Dataset.counter(first_epoch)
     length = tf.data.INFINITE_CARDINALITY

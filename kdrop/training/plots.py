@@ -1,10 +1,10 @@
 """The pictures of runs: curves and decision regions, and the style of all pictures.
 
 Each function writes the PNG at `path`; `targets` are integer classes `(n,)`, `labels`
-their names. Figures are made without pyplot and in their own style, so
-that the caller's matplotlib settings do not change. Runs and classes differ by marker
-as well as by colour, training and validation by line style, so that the pictures can be
-read without colour.
+their names. Figures are made without pyplot and in their own style, so that the
+caller's matplotlib settings do not change. Runs and classes differ by marker as well as
+by colour, training and validation by line style, so that the pictures can be read
+without colour.
 """
 
 import textwrap
@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,6 +31,7 @@ MARKERS = "os^DvP<>Xp"
 DASHED = (0, (3.5, 1.5))  # 3.5 line widths on, 1.5 off
 STYLE: dict = {
     "font.size": 8,
+    "figure.constrained_layout.use": True,
     "figure.constrained_layout.w_pad": 0.08,
     "axes.formatter.useoffset": False,
     "lines.markersize": 4,
@@ -44,11 +46,6 @@ POINTS = 1000  # drawn at most
 PIXELS = 300  # of a side of the map of regions
 
 
-def look(number: int) -> dict:
-    """Colour and marker of a run or class."""
-    return {"color": COLOURS[number % 10], "marker": MARKERS[number % 10]}
-
-
 @matplotlib.rc_context(STYLE)
 def curves(path: Path, histories: Mapping[str, History]) -> None:
     """Data loss and accuracy against the epoch, for training and validation.
@@ -59,7 +56,7 @@ def curves(path: Path, histories: Mapping[str, History]) -> None:
             with a schedule `rate_` and the name of each layer, for a third panel.
     """
     rated = any(_rates(history) for history in histories.values())
-    figure = Figure((7.2, 3.3), layout="constrained")
+    figure = Figure((7.2, 3.3))
     longest = max(len(history["epoch"]) for history in histories.values())
     stretch = -(-longest // LINE_POINTS)
     loss, accuracy, *rate_panels = figure.subplots(1, 2 + rated, sharex=True)
@@ -85,14 +82,12 @@ def curves(path: Path, histories: Mapping[str, History]) -> None:
         tidy(panel)
     low, high = loss.dataLim.intervaly
     if low > 0 and high > 20 * low:
-        loss.set_yscale("log", subs=[])
-        subs = (1, 2, 5) if high < 1000 * low else (1,)
-        loss.yaxis.set_major_locator(LogLocator(subs=subs))
-        loss.yaxis.set_major_formatter("{x:g}")
-    handles = [Line2D([], [], label=x, **look(n)) for n, x in enumerate(histories)]
-    handles.append(Line2D([], [], label="training", color="k", linestyle=DASHED))
+        loss.set_yscale("log")
+        log_ticks(loss.yaxis, high < 1000 * low)
+    handles = [entry(name, **look(n)) for n, name in enumerate(histories)]
+    handles.append(entry("training", color="k", linestyle=DASHED))
     if any("val_accuracy" in history for history in histories.values()):
-        handles.append(Line2D([], [], label="validation", color="k"))
+        handles.append(entry("validation", color="k"))
     means = f"Lines: means over {stretch} epochs. Bands: the lowest to the highest."
     legend(figure, handles, means if stretch > 1 else "")
     figure.savefig(path)
@@ -112,9 +107,8 @@ def _curve(panel: Axes, history: History, name: str, number: int, stretch: int) 
         sizes = np.diff(starts, append=len(values))
         low, high = (f.reduceat(values, starts) for f in (np.minimum, np.maximum))
         epochs, values = (np.add.reduceat(x, starts) / sizes for x in (epochs, values))
-        panel.fill_between(
-            epochs, low, high, color=style["color"], alpha=0.15, linewidth=0
-        )
+        band: dict = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        panel.fill_between(epochs, low, high, **band)
     if name in ("data_loss", "accuracy"):  # of training
         style |= {"linestyle": DASHED, "markerfacecolor": "white"}
     gap = max(1, len(starts) // 6)
@@ -141,10 +135,8 @@ def regions(
     columns = 2 if len(runs) == 4 else min(len(runs), 3)
     rows = -(-len(runs) // columns)
     side = (4.6, 3.5, 2.4)[columns - 1]
-    figure = Figure((side * columns, side * rows + 2), layout="constrained")
-    margin = 0.05 * np.ptp(points, axis=0)
-    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
-    pixels, extent = plane(low, high, PIXELS)
+    figure = Figure((side * columns, side * rows + 2))
+    pixels, extent = plane(points, 0.05, PIXELS)
     palette = np.array([to_rgb(colour) for colour in COLOURS])
     drawn = np.random.default_rng(0).permutation(len(points))[:POINTS]
     panel = None
@@ -168,17 +160,24 @@ def regions(
         below, left = n + columns >= len(runs), n % columns == 0
         panel.tick_params(labelbottom=below, labelleft=left)
         panel.set(xlabel="x" if below else "", ylabel="y" if left else "")
-    handles = [Line2D([], [], label=x, **_point(n)) for n, x in enumerate(labels)]
-    wrong: dict = _point(0, False) | {"label": "predicted wrong", "color": "white"}
+    handles = [entry(name, **_point(n)) for n, name in enumerate(labels)]
+    wrong = _point(0, False) | {"color": "white"}
     key = f"Points: true class ({len(drawn):,} of {len(points):,} shown). "
     key += "Background: predicted class, paler where less certain."
-    legend(figure, [*handles, Line2D([], [], **wrong)], key)
-    set_ratio(figure, rows, (high - low)[1] / (high - low)[0])
+    legend(figure, [*handles, entry("predicted wrong", **wrong)], key)
+    left, right, bottom, top = extent
+    set_ratio(figure, rows, (top - bottom) / (right - left))
     figure.savefig(path)
 
 
-def plane(low: Array, high: Array, pixels: int) -> tuple[Array, tuple]:
-    """The middles of the pixels, row by row, and the extent for `imshow`."""
+def plane(points: Array, margin: float, pixels: int) -> tuple[Array, tuple]:
+    """The middles of the pixels of a map around points, and its extent for `imshow`.
+
+    Args:
+        margin: Beyond the points on each side, as a fraction of their width.
+    """
+    width = np.ptp(points, axis=0)
+    low, high = points.min(axis=0) - margin * width, points.max(axis=0) + margin * width
     steps = (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
     grid = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
     return low + grid * (high - low), (low[0], high[0], low[1], high[1])
@@ -189,10 +188,22 @@ def _point(label: int, correct: bool = True) -> dict:
     return look(label) | {"ls": "none", "ms": size, "mec": edge, "mew": width}
 
 
+def look(number: int) -> dict:
+    """Colour and marker of a run or class."""
+    return {"color": COLOURS[number % 10], "marker": MARKERS[number % 10]}
+
+
 def tidy(panel: Axes) -> None:
     """A pale grid, and no lines at the top and the right."""
     panel.grid(color="0.88", linewidth=0.4)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def log_ticks(axis: Axis, dense: bool) -> None:
+    """Label the powers of ten of a logarithmic axis; if dense, also 2 and 5 times."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if dense else (1,)))
+    axis.set_minor_locator(LogLocator(subs=()))
+    axis.set_major_formatter("{x:,g}")
 
 
 def wrap(text: str, width: int, lines: int = 2) -> str:
@@ -206,6 +217,11 @@ def set_ratio(figure: Figure, rows: int, ratio: float) -> None:
     box = figure.axes[0].get_window_extent()
     growth = rows * (ratio * box.width - box.height) / figure.dpi
     figure.set_figheight(figure.get_figheight() + growth)
+
+
+def entry(label: str, **style) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], label=label, **style)
 
 
 def legend(figure: Figure, handles: list[Line2D], title: str) -> None:

@@ -1,5 +1,6 @@
-"""One training run: load the data, train or resume, evaluate."""
+"""One training run: load the data, build the network, train or resume, evaluate."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +9,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kdrop import backend, layers
 from kdrop.ensemble.calibration import Vote
 from kdrop.errors import UserError
 from kdrop.layers.callbacks import RateSchedule, rated_layers
+from kdrop.models import MODELS
 from kdrop.schedules import Schedule
-from kdrop.training.checkpoint import Checkpoint, History
 from kdrop.training.data import Data, Part, load
 from kdrop.training.devices import ALONE, Devices
 from kdrop.training.experiment import SCHEDULES, Experiment
-from kdrop.training.network import EVALUATION_BATCH, build, network, steps_per_epoch
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Recorder
+from kdrop.training.progress import Checkpoint, History, Recorder
 
+EVALUATION_BATCH = 500
 # Most training steps in one call of the training function; those of one call share
 # a rate.
 EXECUTION_STEPS, SCHEDULED_STEPS = 50, 5
@@ -58,22 +60,75 @@ class SeedRuns:
 
 
 def load_data(experiment: Experiment, folder: Path | None = None) -> Data:
-    """The experiment's data set.
-
-    Args:
-        folder: Of tensorflow-datasets; `TFDS_DATA_DIR` or its default if `None`.
-
-    Raises:
-        UserError: The data set cannot be read, or has too few examples.
-    """
-    where = {} if experiment.data == "spiral" else {"folder": folder}
+    """The experiment's data set; `folder` is that of `data.load`."""
     return load(
         experiment.data,
-        train_size=experiment.train_size,
-        validation=experiment.validation,
+        experiment.train_size,
+        experiment.validation,
         seed=experiment.data_seed,
-        **where,
+        folder=folder,
     )
+
+
+def network(experiment: Experiment, data: Data) -> keras.Model:
+    """The experiment's network before training, not compiled.
+
+    It raises `UserError` if the layer or the settings do not fit the network.
+    """
+    names = ("hidden", "input_rate", "l1", "l2", "max_norm", "norm_penalty")
+    settings: dict[str, Any] = {name: getattr(experiment, name) for name in names}
+    if experiment.rate:
+        one = len(experiment.rate) == 1
+        settings["rate"] = experiment.rate[0] if one else experiment.rate
+    if experiment.width:
+        settings["width"] = experiment.width
+    build_network = MODELS[experiment.model]
+    try:
+        return build_network(
+            getattr(layers, experiment.dropout, None),  # `None` for "none"
+            classes=len(data.labels),
+            input_shape=data.train.inputs.shape[1:],
+            examples=len(data.train.targets),
+            seed=experiment.seed,
+            **settings,
+        )
+    except (TypeError, ValueError) as error:
+        # Keras puts the sentence in bold, between others about the call.
+        bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
+        reason = " ".join((bold[1] if bold else str(error)).split())
+        raise UserError(
+            f"The model {experiment.model} with dropout {experiment.dropout} cannot be "
+            f"built: {reason}"
+        ) from error
+
+
+def build(experiment: Experiment, data: Data) -> keras.Model:
+    """The experiment's network, standardised to the training part and compiled."""
+    keras.utils.set_random_seed(experiment.seed)
+    model = network(experiment, data)
+    examples = batches(data.train, EVALUATION_BATCH, epochs=1).map(lambda x, _: x)
+    model.get_layer("standardise").adapt(examples)
+    schedules = keras.optimizers.schedules
+    rate, decay = experiment.learning_rate, experiment.decay
+    if decay == "cosine":
+        steps = experiment.epochs * steps_per_epoch(experiment, data)
+        rate = schedules.CosineDecay(rate, steps)
+    else:
+        rate = schedules.InverseTimeDecay(rate, 1, decay)
+    data_loss = keras.metrics.SparseCategoricalCrossentropy(name="data_loss")
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss="sparse_categorical_crossentropy",
+        weighted_metrics=["accuracy", data_loss],
+        # Otherwise Keras runs each operation of JAX on its own.
+        jit_compile=experiment.jit_compile or backend.name() == "jax",
+    )
+    return model
+
+
+def steps_per_epoch(experiment: Experiment, data: Data) -> int:
+    one_pass = -(-len(data.train.targets) // experiment.batch_size)
+    return experiment.steps_per_epoch or one_pass
 
 
 def train(
@@ -87,28 +142,6 @@ def train(
     """Train the experiment's network, or resume it from `checkpoint`.
 
     A resumed run ends with the same weights, bit for bit, as an uninterrupted one.
-
-    Args:
-        data: From `load_data`.
-        checkpoint: Where finished epochs are saved. An empty one starts the run.
-        recorder: Prints the lines and records the history.
-        callbacks: Further callbacks of `fit`.
-        devices: Those that share each batch.
-
-    Raises:
-        UserError: The settings do not fit the network, the data or the devices, or the
-            checkpoint cannot be read.
-
-    >>> import tempfile
-    >>> from rich.console import Console
-    >>> from kdrop.training.experiment import Experiment
-    >>> experiment = Experiment.preset("spiral", epochs=2, steps_per_epoch=10)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     recorder = Recorder(Console(quiet=True), "spiral")
-    ...     checkpoint = Checkpoint(Path(folder))
-    ...     run = train(experiment, load_data(experiment), checkpoint, recorder)
-    >>> run.history["epoch"], run.model.output_shape
-    ([1, 2], (None, 3))
     """
     if devices.count > 1 and experiment.jit_compile:
         raise UserError("`jit_compile` works on one device only.")
@@ -116,7 +149,7 @@ def train(
         try:
             model = _fit(experiment, data, checkpoint, recorder, callbacks, devices)
         finally:
-            recorder.stop()
+            recorder.bar.stop()
         metrics = evaluate(model, data, devices)
     metrics["seconds"] = recorder.history["seconds"][-1]
     if devices.count > 1:  # reload it as a model of one device
@@ -136,11 +169,10 @@ def _fit(experiment, data, checkpoint, recorder, callbacks, devices) -> keras.Mo
     if recorder.resumed_at >= experiment.epochs:
         return model
     steps = steps_per_epoch(experiment, data)
-    limit = SCHEDULED_STEPS if scheduled else EXECUTION_STEPS
-    # Keras's loop over several steps fails under a strategy.
-    model.steps_per_execution = (
-        1 if devices.count > 1 else _largest_divisor(steps, limit)
-    )
+    most = min(steps, SCHEDULED_STEPS if scheduled else EXECUTION_STEPS)
+    if devices.count > 1:
+        most = 1  # Keras's loop over several steps fails under a strategy
+    model.steps_per_execution = max(n for n in range(1, most + 1) if steps % n == 0)
     validates = len(data.validation.targets) > 0
     model.fit(
         batches(
@@ -193,18 +225,13 @@ def _scheduled(experiment, data, model) -> dict[Any, Schedule]:
 def evaluate(
     model: keras.Model, data: Data, devices: Devices = ALONE
 ) -> dict[str, float]:
-    """Accuracy and data loss at inference on each part that has examples.
-
-    Returns:
-        `train_accuracy`, `train_loss` and so on; losses in nats.
-    """
+    """Accuracy and data loss (nats) at inference on each part that has examples."""
     metrics = {}
     for name in ("train", "validation", "test"):
         part = getattr(data, name)
         if len(part.targets):
-            results: Any = model.evaluate(
-                _evaluation(part, devices), verbose=0, return_dict=True
-            )
+            examples = _evaluation(part, devices)
+            results: Any = model.evaluate(examples, verbose=0, return_dict=True)
             metrics[f"{name}_accuracy"] = results["accuracy"]
             metrics[f"{name}_loss"] = results["data_loss"]
     return metrics
@@ -214,7 +241,3 @@ def _evaluation(part: Part, devices: Devices) -> tf.data.Dataset:
     examples = batches(part, EVALUATION_BATCH, epochs=1, devices=devices)
     # Weights of 1, and of 0 for repeated examples.
     return examples.map(lambda x, y, *weights: (x, y, *map(tf.sign, weights)))
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)

@@ -20,8 +20,7 @@ import studies.__main__ as main
 from kdrop.errors import UserError
 from kdrop.training.data import Data, Part
 from kdrop.training.experiment import Experiment
-from kdrop.training.network import build, network
-from kdrop.training.run import Run
+from kdrop.training.run import Run, build, network
 from studies import cifar, mnist, runner
 from studies.study import (
     ERRORS,

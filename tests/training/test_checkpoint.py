@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdrop.errors import UserError
-from kdrop.training.checkpoint import Checkpoint
+from kdrop.training.progress import Checkpoint
 
 
 def model(value):

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from kdrop.errors import UserError
 from kdrop.training import data
-from kdrop.training.data import SETS, cifar10, mnist, spiral
+from kdrop.training.data import load
 
 SHAPES = {"cifar10": ("3.0.2", (32, 32, 3)), "mnist": ("3.0.1", (28, 28, 1))}
 UNEVEN = np.repeat(np.arange(10), [36, 6, 17, 8, 19, 7, 26, 9, 12, 10])
@@ -90,7 +90,7 @@ def counts(part, classes=10):
 
 def test_spiral_follows_its_rule():
     points = 2000
-    parts = spiral(seed=1, points=points)
+    parts = load("spiral", seed=1)
     inputs = np.concatenate([parts.train.inputs, parts.validation.inputs])
     inputs = np.concatenate([inputs, parts.test.inputs]).astype("float64")
     targets = np.concatenate([parts.train.targets, parts.validation.targets])
@@ -108,7 +108,7 @@ def test_spiral_follows_its_rule():
 
 
 def test_spiral_parts_are_disjoint_and_seeded():
-    parts = spiral(seed=3)
+    parts = load("spiral", validation=0.2, seed=3)
     sizes = [len(part.targets) for part in (parts.train, parts.validation, parts.test)]
     assert sizes == [2400, 600, 3000]
     everything = np.concatenate(
@@ -116,16 +116,17 @@ def test_spiral_parts_are_disjoint_and_seeded():
     )
     # radius 0 is one point for the three arms
     assert len(np.unique(everything, axis=0)) == 5998
-    again, other = spiral(seed=3), spiral(seed=4)
+    again = load("spiral", validation=0.2, seed=3)
+    other = load("spiral", validation=0.2, seed=4)
     np.testing.assert_array_equal(parts.train.inputs, again.train.inputs)
     assert not np.array_equal(parts.train.inputs, other.train.inputs)
 
 
 def test_spiral_test_part_does_not_move_with_the_train_size():
-    small = spiral(train_size=300, validation=0, seed=5)
-    np.testing.assert_array_equal(small.test.inputs, spiral(seed=5).test.inputs)
+    small = load("spiral", 300, validation=0, seed=5)
+    np.testing.assert_array_equal(small.test.inputs, load("spiral", seed=5).test.inputs)
     assert small.validation.inputs.shape == (0, 2)
-    whole = spiral(validation=0, seed=5).train
+    whole = load("spiral", validation=0, seed=5).train
     quota = 300 * counts(whole, 3) / 3000
     assert (abs(counts(small.train, 3) - quota) < 1).all()
 
@@ -134,21 +135,21 @@ def test_spiral_test_part_does_not_move_with_the_train_size():
 
 
 def test_images_are_stratified_exactly_and_seeded(folder):
-    chosen = cifar10(100, 0.2, seed=1, folder=folder)
+    chosen = load("cifar10", 100, 0.2, seed=1, folder=folder)
     assert counts(chosen.train).tolist() == [8] * 10
     assert counts(chosen.validation).tolist() == [2] * 10
     train, validation = numbers(chosen.train), numbers(chosen.validation)
     assert len(set(train + validation)) == 100
-    again = cifar10(100, 0.2, seed=1, folder=folder)
+    again = load("cifar10", 100, 0.2, seed=1, folder=folder)
     assert (numbers(again.train), numbers(again.validation)) == (train, validation)
-    other = cifar10(100, 0.2, seed=2, folder=folder)
+    other = load("cifar10", 100, 0.2, seed=2, folder=folder)
     assert set(numbers(other.train)) != set(train)
-    larger = cifar10(210, 0, seed=1, folder=folder)
+    larger = load("cifar10", 210, 0, seed=1, folder=folder)
     assert set(numbers(larger.train)) > set(train + validation)
 
 
 def test_images_keep_their_labels_and_the_test_set_its_order(folder):
-    digits = mnist(folder=folder, validation=0)
+    digits = load("mnist", folder=folder, validation=0)
     truth = np.random.default_rng(0)
     truth.permutation(300)  # cifar10's
     truth = truth.permutation(UNEVEN)
@@ -157,14 +158,13 @@ def test_images_keep_their_labels_and_the_test_set_its_order(folder):
     assert numbers(digits.test) == list(range(30))
     assert digits.test.targets.tolist() == list(range(10)) * 3
     assert digits.labels == tuple("0123456789")
-    assert (
-        digits.train.inputs.dtype == "uint8" and digits.train.targets.dtype == "int32"
-    )
+    assert digits.train.inputs.dtype == "uint8"
+    assert digits.train.targets.dtype == "int32"
 
 
 @pytest.mark.parametrize("size", [70, 99, 150])
 def test_uneven_classes_stay_within_one_of_their_share(folder, size):
-    digits = mnist(size, 0.5, folder=folder)
+    digits = load("mnist", size, 0.5, folder=folder)
     both = counts(digits.train) + counts(digits.validation)
     assert both.sum() == size
     assert (abs(both - size * np.bincount(UNEVEN) / UNEVEN.size) < 1).all()
@@ -176,7 +176,7 @@ def test_a_missing_data_set_is_downloaded(name, monkeypatch, tmp_path):
     urls = []
     monkeypatch.setattr(requests, "head", lambda url, timeout: urls.append(url))
     with tfds.testing.mock_data(num_examples=200):
-        parts = SETS[name](folder=tmp_path, seed=2)
+        parts = load(name, folder=tmp_path, seed=2)
     assert urls and urls[0].startswith("https://")
     shape = SHAPES[name][1]
     assert parts.name == name and len(parts.labels) == 10
@@ -185,9 +185,10 @@ def test_a_missing_data_set_is_downloaded(name, monkeypatch, tmp_path):
     assert parts.test.inputs.shape == (200, *shape)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs the real CIFAR-10")
 def test_real_cifar10():
-    parts = cifar10(5000)
+    parts = load("cifar10", 5000)
     assert counts(parts.train).tolist() == [450] * 10
     assert counts(parts.validation).tolist() == [50] * 10
     assert counts(parts.test).tolist() == [1000] * 10
@@ -215,7 +216,7 @@ def test_real_cifar10():
 )
 def test_wrong_sizes_are_rejected(folder, settings, message):
     with pytest.raises(UserError, match=message):
-        cifar10(**settings, folder=folder)
+        load("cifar10", **settings, folder=folder)
 
 
 @pytest.mark.parametrize("way", ["argument", "variable"])
@@ -227,7 +228,7 @@ def test_a_folder_that_is_no_folder_is_rejected(name, way, tmp_path, monkeypatch
         monkeypatch.setenv("TFDS_DATA_DIR", str(path))
         path = None
     with pytest.raises(UserError, match=f"{name} is not a folder"):
-        cifar10(folder=path)
+        load("cifar10", folder=path)
 
 
 def refused(url, timeout):
@@ -249,7 +250,7 @@ def test_without_network_the_error_says_what_to_do(answer, tmp_path, monkeypatch
     builder = tfds.core.DatasetBuilder
     monkeypatch.setattr(builder, "download_and_prepare", download)
     with pytest.raises(UserError, match="TFDS_DATA_DIR.*`folder`.*spiral") as caught:
-        cifar10(folder=tmp_path)
+        load("cifar10", folder=tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -261,7 +262,7 @@ def test_a_failed_download_is_reported(tmp_path, monkeypatch):
     builder = tfds.core.DatasetBuilder
     monkeypatch.setattr(builder, "download_and_prepare", download)
     with pytest.raises(UserError, match="cifar10 could not be downloaded.*lost"):
-        cifar10(folder=tmp_path)
+        load("cifar10", folder=tmp_path)
 
 
 def flipped(home):
@@ -298,7 +299,7 @@ def cut_description(home):
 def test_damaged_data_is_reported(damage, tmp_path):
     damage(prepare(tmp_path, "mnist", np.arange(40) % 10, np.arange(20) % 10))
     with pytest.raises(UserError, match="data of mnist is damaged") as caught:
-        mnist(folder=tmp_path, validation=0.25)
+        load("mnist", folder=tmp_path, validation=0.25)
     message = str(caught.value)
     assert str(tmp_path / "mnist") in message
     assert "\n" not in message and "{{" not in message

@@ -1,6 +1,5 @@
 """Runs on several devices of one machine, and the checks before several processes."""
 
-import contextlib
 import dataclasses
 import socket
 
@@ -14,7 +13,6 @@ from runs import StopAfter, run
 from kdrop.errors import UserError
 from kdrop.training import devices as module
 from kdrop.training import run as run_module
-from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data, Part
 from kdrop.training.devices import (
     ALONE,
@@ -26,7 +24,7 @@ from kdrop.training.devices import (
 )
 from kdrop.training.experiment import Experiment
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Recorder
+from kdrop.training.progress import Checkpoint, Recorder
 from kdrop.training.run import train
 
 # Two steps an epoch, of 60 examples and of 30.
@@ -176,24 +174,6 @@ def test_xla_on_several_devices_is_rejected(tmp_path, pair):
         run(experiment, tmp_path, devices=pair)
 
 
-@pytest.mark.parametrize("address", ["127.0.1.1", "::1", None])
-def test_a_host_name_that_resolves_to_loopback_is_rejected(address, monkeypatch):
-    def resolve(name, port):
-        if address is None:
-            raise socket.gaierror
-        return [(None, None, None, None, (address, port))]
-
-    monkeypatch.setattr(socket, "gethostname", lambda: "second")
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    message = "second, the name of this machine, resolves to (::1|127.0.[01].1)"
-    with pytest.raises(UserError, match=message):
-        module._check_host_name("first")
-    module._check_host_name("localhost")  # there are no other machines
-    module._check_host_name("127.0.0.1")
-    address = "10.7.0.2"
-    module._check_host_name("first")
-
-
 def test_a_coordinator_that_does_not_answer_is_reported():
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
@@ -215,17 +195,3 @@ def test_wrong_numbers_of_processes_are_rejected(monkeypatch):
     # Without a launcher, JAX asks for the coordinator.
     with pytest.raises(UserError, match="each process needs `processes`"):
         join(2)
-
-
-class Distribution:
-    scope = staticmethod(contextlib.nullcontext)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("Gloo all-reduce failed: Connection closed by peer", UserError),
-     ("another cause", LookupError)],
-)  # fmt: skip
-def test_a_lost_process_is_reported_and_other_errors_are_raised(text, expected):
-    with pytest.raises(expected), module._process_scope(Distribution):
-        raise LookupError("of Keras") from RuntimeError(text)

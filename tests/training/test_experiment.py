@@ -52,7 +52,7 @@ def test_a_single_rate_is_a_tuple_of_one():
         ({"learning_rate": float("inf")}, "`learning_rate` is inf"),
         ({"decay": "linear"}, "`decay` is linear, but must be cosine or a number"),
         ({"decay": -0.1}, "`decay` is -0.1"),
-        ({"l2": -1.0}, "`l2` is -1.0, but must not be below 0"),
+        ({"l2": -1.0}, "`l2` is -1.0, but must be 0 or more"),
         ({"seed": -1}, "`seed` is -1"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from kdrop.errors import UserError
-from kdrop.training.data import Part, spiral
+from kdrop.training.data import Part, load
 from kdrop.training.pipeline import batches
 
 
@@ -70,7 +70,7 @@ def test_cardinality_is_known(part):
 
 
 def test_points_are_unchanged():
-    points = spiral(train_size=30, validation=0).train
+    points = load("spiral", 30, validation=0).train
     (inputs, targets), *_ = read(points, 30, epochs=1)
     np.testing.assert_array_equal(inputs, points.inputs)
 
@@ -132,7 +132,7 @@ def test_wrong_arguments_are_rejected(part):
     with pytest.raises(ValueError, match="shuffle_seed"):
         batches(part, 16, mirror=True)
     with pytest.raises(UserError, match="images"):
-        batches(spiral(30, 0).train, 16, mirror=True, shuffle_seed=1)
+        batches(load("spiral", 30, 0).train, 16, mirror=True, shuffle_seed=1)
     for shift in (-1, 11):
         with pytest.raises(UserError, match=f"`shift` is {shift}"):
             batches(part, 16, shift=shift, shuffle_seed=1)

@@ -12,8 +12,14 @@ from runs import StopAfter, run, small
 from kdrop.errors import UserError
 from kdrop.training import run as module
 from kdrop.training.data import Data, Part
-from kdrop.training.network import build, network, steps_per_epoch
-from kdrop.training.run import Run, SeedRuns, load_data
+from kdrop.training.run import (
+    Run,
+    SeedRuns,
+    build,
+    load_data,
+    network,
+    steps_per_epoch,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +50,11 @@ class Rates(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "settings",
     [
-        # Epochs that end in the middle of a pass over the data, which has 5 batches.
-        {"dropout": "VanillaDropout", "steps_per_epoch": 7},
+        pytest.param(
+            # Epochs that end in the middle of a pass over the data, of 5 batches.
+            {"dropout": "VanillaDropout", "steps_per_epoch": 7},
+            marks=pytest.mark.slow,
+        ),
         {"hidden": (16, 8), "rate": (0.2, 0.6), "schedule": "linear"},
     ],
     ids=str,

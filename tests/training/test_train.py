@@ -114,6 +114,7 @@ def test_tensorboard_has_a_row_for_each_epoch(compared):
     assert {event.step for event in events if event.summary.value} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_failed_export_loses_nothing(monkeypatch, tmp_path, capsys):
     export, calls = comparison.export_best, []
 

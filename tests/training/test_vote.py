@@ -12,9 +12,9 @@ from runs import small
 
 import kdrop
 from kdrop.ensemble.calibration import MEASURES
-from kdrop.training import export
+from kdrop.training import report
 from kdrop.training.comparison import Comparison, compare
-from kdrop.training.data import spiral
+from kdrop.training.data import load
 from kdrop.training.devices import ALONE
 
 PICTURES = {"passes", "reliability", "uncertainty"}
@@ -33,11 +33,12 @@ def pictures(folder):
     return {path.stem for path in folder.glob("*.png")}
 
 
+@pytest.mark.slow
 def test_table_and_record_have_the_measures_of_the_samples(tmp_path):
     (plain, path), output = compared(
         tmp_path / "models", "none", "InvertedDropout", passes=12, vote_size=3000
     )
-    inputs, targets = spiral().test
+    inputs, targets = load("spiral").test
     model = keras.models.load_model(path / "model.keras")
     samples = kdrop.sample(model, inputs, 12, seed=5, verbose=0).astype(float)
     ways = {
@@ -82,10 +83,11 @@ def exported(monkeypatch):
         draw(folder)
         return folder
 
-    monkeypatch.setattr(export, "export", draw_only)
+    monkeypatch.setattr(report, "export", draw_only)
     return arguments
 
 
+@pytest.mark.slow
 def test_without_a_vote_the_signature_still_samples(tmp_path, exported):
     (path,), output = compared(tmp_path, "VanillaDropout", passes=0)
     assert exported["passes"] == 50
