@@ -21,9 +21,10 @@ from benchmarks.harness import Comparison, Variants, timed
 from benchmarks.layers import INVERTED, KERAS, drop_layer
 from examples.dropout_in_numpy import SpiralProgram
 from kdrop.errors import UserError
+from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.devices import ALONE, Devices, join
 from kdrop.training.experiment import Experiment
-from kdrop.training.progress import Checkpoint, Recorder
+from kdrop.training.progress import Recorder
 from kdrop.training.run import load_data, steps_per_epoch, train
 
 PROCESS_STEPS = 4  # of an epoch that processes share

@@ -49,7 +49,7 @@ inverted_backward = inverted
 vanilla_backward = vanilla
 
 
-# Document 000: dropout as one function.
+# Dropout as one function.
 
 
 def check_rate(rate: float) -> None:
@@ -63,7 +63,7 @@ def dropout(x: Array, level: float, rng: Rng) -> Array:
     return inverted(x, draw_mask(x.shape, level, rng), level)
 
 
-# Document 001: dropout as a layer, and the parts of a program that learns a spiral.
+# Dropout as a layer, and the parts of a program that learns a spiral.
 
 
 class Dropout:
@@ -137,7 +137,7 @@ class Adam:
             parameter -= learning_rate * (mean / bias_1) / root
 
 
-# Document 002: the two ways to scale. Document 004: all hidden outputs side by side.
+# The two ways to scale, and all hidden outputs side by side.
 
 
 class Network:
@@ -222,7 +222,7 @@ class SpiralProgram(Network):
         return data_loss, penalty, float(np.mean(self.scores.argmax(axis=1) == y))
 
 
-# Document 003: masks with an exact count, and norms of all parameters as a penalty.
+# Masks with an exact count, and norms of all parameters as a penalty.
 
 
 def sigmoid(z: Array) -> Array:
@@ -269,7 +269,7 @@ def norm_penalty(parameters: Iterable[Array], l1: float = 1.0, l2: float = 1.0):
     return penalty, gradients
 
 
-# Document 004: a mask that depends on the inputs.
+# Standout: a mask that depends on the inputs.
 
 
 def standout_keep_prob(x: Array, kernel: Array, alpha: float, beta: float) -> Array:

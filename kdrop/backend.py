@@ -70,8 +70,8 @@ class TraceKey:
 
     TensorFlow reuses a trace for calls with equal arguments, unless the options of the
     save that is running differ. A `TraceKey` in their place equals only itself, so
-    functions are traced again for it. Distributed variables read it as the policy
-    under which a save changes nothing.
+    functions are traced again for it. To distributed variables it equals
+    `EXPAND_DISTRIBUTED_VARIABLES`, under which they behave as outside a save.
     """
 
     def __init__(self):
@@ -128,7 +128,7 @@ def current_trace_key():
 
 
 class CallCounter:
-    """Counts calls from 0 in each run of a trace, even calls that are traced once."""
+    """Counts calls at run time, from 0 in each run of a graph, also those in loops."""
 
     def __init__(self, trace):
         # Each run of the graph creates a table, so concurrent runs do not share one.
@@ -156,7 +156,7 @@ class CallCounter:
 
 
 def with_equal_rows(rows, inputs, message):
-    """`rows`, which fail with a message if `inputs` have another number of rows."""
+    """`rows`, checked at run time: `inputs` must have as many."""
     sizes = tf.shape(inputs)[0], tf.shape(rows)[0]
     equal = tf.debugging.assert_equal(*sizes, message)
     with tf.control_dependencies([equal]):

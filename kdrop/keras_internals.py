@@ -60,7 +60,7 @@ def pack_outputs(graph, outputs):
 
 
 def standardise_inputs(model, inputs, **settings):
-    """The list of tensors that a model's graph computes for a structure of inputs."""
+    """The list of input tensors of a model's graph, from a structure of inputs."""
     if model._convert_input_args:
         policy = model.dtype_policy
         inputs = tree.map_structure(

@@ -61,7 +61,7 @@ def measure_calibration(run: Run, data: Data) -> Metrics:
 
 
 def alexnet(quick: bool) -> Study:
-    """Srivastava et al. (2014), table 4, also without augmentation."""
+    """Dropout nowhere, in the classifier, everywhere: table 4 of Srivastava et al."""
     places: dict[str, dict[str, Any]] = {
         "none": {"dropout": "none"},
         "in the classifier": {"rate": (0.0, 0.0, 0.0, 0.5)},

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kdrop.training import plots
-from kdrop.training.plots import STYLE, wrap
+from kdrop.training import plot_style
+from kdrop.training.plot_style import STYLE, wrap
 
 Seeds = Sequence[float]  # a metric of each seed
-DASHED: dict = {"color": "0.3", "linestyle": plots.DASHED}
+DASHED: dict = {"color": "0.3", "linestyle": plot_style.DASHED}
 BARS: dict = {"capsize": 2.5, "elinewidth": 1, "capthick": 1}
 
 
@@ -35,7 +35,7 @@ def dots(
     panel = figure.add_subplot(ylim=(len(names) - 0.4, -0.6))
     handles = []
     for number, (group, arms) in enumerate(groups.items()):
-        style = plots.look(number) | {"ls": "none"}
+        style = plot_style.look(number) | {"ls": "none"}
         shift = 0.28 * (number - (len(groups) - 1) / 2)
         for name, values in arms.items():
             y = names.index(name) + shift
@@ -70,7 +70,7 @@ def lines(
     for panel, (heading, series) in zip(drawn, panels.items(), strict=True):
         panel.set(xlabel=x_label, title=heading, **axes)
         for name, points in series.items():
-            style = styles.setdefault(name, plots.look(len(styles)))
+            style = styles.setdefault(name, plot_style.look(len(styles)))
             means, errors = zip(*map(summary, points.values()), strict=True)
             panel.errorbar(list(points), means, yerr=errors, **style, **BARS)
     drawn[0].set_ylabel(label)
@@ -80,12 +80,12 @@ def lines(
 
 def _save(figure: Figure, path: Path, title: str, handles: list, note: str) -> None:
     for panel in figure.axes:
-        plots.tidy(panel)
+        plot_style.tidy(panel)
         panel.set_axisbelow(True)
     width = int(
-        figure.get_figwidth() / plots.CHARACTER * 0.85
+        figure.get_figwidth() / plot_style.CHARACTER * 0.85
     )  # bold letters are wider
     wrapped = "\n".join(wrap(line, width, 3) for line in title.split("\n"))
     figure.suptitle(wrapped, fontweight="bold", fontsize=8)
-    plots.legend(figure, handles, note)
+    plot_style.legend(figure, handles, note)
     figure.savefig(path)

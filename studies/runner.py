@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.progress import track
 
 from kdrop.errors import UserError
+from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data, load
 from kdrop.training.experiment import Experiment
-from kdrop.training.progress import Checkpoint, Recorder
+from kdrop.training.progress import Recorder
 from kdrop.training.run import Run, train
 
 Metrics = dict[str, float]

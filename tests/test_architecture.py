@@ -64,7 +64,7 @@ def test_a_file_imports_only_from_the_floors_below(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_only_plots_and_figures_import_matplotlib(path):
     imports = any(name.split(".")[0] == "matplotlib" for name in imported(path))
-    assert imports == (path.stem.split("_")[-1] in {"plots", "figures"})
+    assert imports == path.stem.endswith(("plots", "plot_style", "figures"))
 
 
 def test_the_installed_package_is_tested():

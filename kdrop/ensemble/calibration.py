@@ -107,10 +107,10 @@ class Vote(NamedTuple):
 def vote(
     model: keras.Model, inputs, passes: int, seed: int, verbose: int = 0
 ) -> Vote | None:
-    """Predict with weight scaling and, by the same arguments, with `kdrop.sample`.
+    """Predict with weight scaling and with `kdrop.sample`, which gets the arguments.
 
     Returns:
-        `None` if nothing is dropped, or if training diverged and the outputs are no
+        `None` if nothing is dropped, or if training diverged and the outputs are not
         probabilities.
     """
     if not active_drop_layers(model):

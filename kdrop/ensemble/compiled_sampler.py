@@ -82,7 +82,7 @@ def sample_rows(samples, examples, seed):
 
 
 def _equal_share(total, limit):
-    """The largest of the fewest equal shares of `total` that are at most `limit`."""
+    """The largest of as few, evenly sized parts of `total` as the limit allows."""
     return math.ceil(total / math.ceil(total / limit))
 
 

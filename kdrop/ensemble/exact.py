@@ -40,15 +40,15 @@ def subnetworks(model, inputs):
 
     Args:
         model: A Sequential or Functional `keras.Model` with one output, whose drop
-            layers of kdrop decide at most 20 times for an example.
+            layers of kdrop make at most 20 keep-or-drop decisions for an example.
         inputs: An array or, as the model takes them, a list or dictionary of arrays.
 
     Returns:
         `Subnetworks`, a named tuple.
 
     Raises:
-        ValueError: If there are no decisions or too many, or a drop layer does more
-            than dropping or keeping single units.
+        ValueError: If there are no decisions or too many, or a drop layer does
+            anything other than keep or drop single units.
 
     Reference: [Hinton et al., 2012](https://arxiv.org/abs/1207.0580);
     [Baldi and Sadowski, 2013](https://papers.nips.cc/paper/4878-understanding-dropout),

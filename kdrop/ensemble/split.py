@@ -42,7 +42,10 @@ class SplitModel:
             self._prefix_outputs = [n for n in used if not self._in_suffix[n]]
 
     def prefix(self, inputs):
-        """Compute the results that sub-networks share: batches for `suffix`."""
+        """Compute what all sub-networks share: pairs of a tensor and its Keras mask.
+
+        Without a known graph these are the inputs themselves.
+        """
         if self._graph is None:
             return inputs
         tensors = keras_internals.standardise_inputs(self._model, inputs)

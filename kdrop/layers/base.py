@@ -108,7 +108,7 @@ class Noise(keras.Layer):
         return True
 
     def trace_state(self):
-        """The values that a trace depends on: rates above 0 are read from the state."""
+        """What a trace depends on. Of the rate only whether it is 0: the rest is state."""
         return {**keras_internals.attributes(self), "_rate": self.drops}
 
     @property
@@ -132,7 +132,7 @@ class Noise(keras.Layer):
         self.draws.set_value(index, value)
 
     def _occurrence(self):
-        """The layer's rank among those of its seed and name in the outermost model.
+        """The layer's index among those of equal seed and name in the outermost model.
 
         Outside of a model it is 0.
         """

@@ -125,7 +125,7 @@ class RateSchedule(keras.callbacks.Callback):
         by: "step" or "epoch". On JAX each change costs a copy of the model's state.
 
     Raises:
-        ValueError: If `schedule` is no function or `by` is another word; in `fit`, if
+        ValueError: If `schedule` is not a function, or `by` another word; in `fit`, if
             there is no layer to set, or `by="step"` and the number of steps in an epoch
             is unknown.
 

@@ -7,12 +7,12 @@ from keras import ops
 
 
 def is_integer(value) -> bool:
-    """Whether the value is an integer and no bool."""
+    """Whether the value is an integer and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_number(name, value, lowest=-math.inf, above=False):
-    """The value as a float: a finite number of at least `lowest`, or above it."""
+    """The value as a float: finite and at least `lowest`, or more if `above`."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if number and math.isfinite(value):
         if value > lowest or (value == lowest and not above):

@@ -23,12 +23,12 @@ class Draws(keras.Layer):
 
     It is a layer inside the drop layer, so that it has its own entry in a weights
     file: a file of `keras.layers.Dropout` simply lacks that entry. The state is that
-    of a seed generator and no weight, so `get_weights()` is as long as with Keras's
+    of a seed generator and not a weight, so `get_weights()` is as long as with Keras's
     layers.
 
-    Every file holds what resuming needs: the draw count and the name hash, which lets
-    a model resume whose layers have other automatic names. The seed is saved in
-    `.keras` files and checkpoints, which restore a model, but not in weights files:
+    Every file holds what resuming needs: the draw count and the name hash, so that a
+    model can resume even if its layers got different automatic names. The seed is saved
+    in `.keras` files and checkpoints, which restore a model, but not in weights files:
     models that load the same pretrained weights keep different seeds. No file holds
     the threshold: the rate is part of the configuration.
     """

@@ -21,9 +21,9 @@ class ExactDropout(UnitNoise):
 
     Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped,
     each set equally likely, and the others are scaled by `units / (units - count)`.
-    Each example, and each other position in it, has another set. The rate counts to
-    2^-32, so half a unit rounds up even if the rate's binary value is a little below
-    its decimals. Inference changes nothing.
+    Each example, and each position in it, has its own set. The rate is rounded to a
+    multiple of 2^-32, so half a unit rounds up even if the rate's binary value is a
+    little below its decimals. Inference changes nothing.
 
     Args:
         axis: Axis of the units, any but that of the batch. The sizes from there on must
@@ -81,7 +81,7 @@ class ExactDropout(UnitNoise):
 
 
 # The words within a row are distinct, so the `count` lowest words of a group are those
-# below some threshold. To search for it is to count how many words are below a guess.
+# below some threshold. The search counts how many words are below a guess.
 
 
 @functools.cache
@@ -157,7 +157,8 @@ def _lowest(words, count):
         narrow,
         (*bracket, interpolate(*bracket), zero + 2),
     )
-    # The missing word is the next one upwards or, with all bits flipped, downwards.
+    # One word is missing or too many: move the guess to the next word above or, with
+    # all bits flipped, below.
     up = missing > 0
     flip = ops.where(up, np.uint32(0), _HIGHEST)
     start = ops.where(up, guess, np.uint32(0) - guess)

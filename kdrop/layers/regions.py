@@ -20,7 +20,7 @@ def _check_data_format(data_format):
 
 
 def _after_batch(data_format, channels, *over_map):
-    """The tuple of a value for the channels and those for the map's dimensions."""
+    """The values for the axes after the batch, ordered by `data_format`."""
     first = data_format == "channels_first"
     return (channels, *over_map) if first else (*over_map, channels)
 
@@ -143,7 +143,7 @@ class DropBlock(Drop):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock1D(DropBlock):
-    """Drop runs of consecutive steps, other runs in each channel.
+    """Drop runs of consecutive steps, independently for each channel.
 
     As `DropBlock2D` (Ghiasi et al., section 3), on maps of one dimension.
 
@@ -160,7 +160,7 @@ class DropBlock1D(DropBlock):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock2D(DropBlock):
-    """Drop square blocks of feature maps; each example and channel has other blocks.
+    """Drop square blocks of feature maps, independently for each channel.
 
     Each unit is dropped with probability `rate`, exactly, wherever it lies. A block may
     start anywhere and is clipped at the border, so each unit can be dropped by
@@ -192,7 +192,7 @@ class DropBlock2D(DropBlock):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock3D(DropBlock):
-    """Drop cubic blocks of volumes, other blocks in each channel.
+    """Drop cubic blocks of volumes, independently for each channel.
 
     As `DropBlock2D` (Ghiasi et al., section 3), on maps of depth, height and width.
 

@@ -76,7 +76,7 @@ def replace(model, in_place=False):
         for layer, other, config in zip(layers, _layers(result), configs, strict=True):
             if type(other) in _REPLACEMENTS:
                 keras_internals.become(other, _REPLACEMENTS[type(other)], config)
-                # Replaced earlier in the model, created by Keras again in the copy.
+                # The original had been replaced; loading created Keras's layer again.
                 if isinstance(layer, Noise) and layer is not other:
                     other.draws.resume(layer.draws)
     keras_internals.forget_compiled(result)
@@ -118,7 +118,7 @@ def _drops(layer):
 
 
 def _layers(model):
-    """All layers of a model except those inside kdrop's, which Keras's do not have."""
+    """All layers except `Draws`, so that lists before and after replacement match."""
     return [x for x in keras_internals.layers_of(model) if not isinstance(x, Draws)]
 
 

@@ -1,4 +1,7 @@
-"""What the drop layers draw while a model is sampled, and the rows of their masks."""
+"""Contexts in which drop layers drop at inference, and the row ids of their masks.
+
+`kdrop.masks` explains rows.
+"""
 
 import collections
 import contextvars
@@ -186,7 +189,7 @@ def mask_rows(layer, inputs):
 def _inner_rows(row, size):
     """Rows for `size` parts of one example: the row itself, then hashes of it."""
     inner = ops.cast(ops.arange(size, dtype="int32"), "uint32")
-    # Distinguishes them from the rows of a batch: "inne".
+    # "inne" in ASCII, so that these words differ from those of a batch's rows.
     hashed = bits.threefry((row[:, 0], row[:, 1]), (inner, np.uint32(0x696E6E65)))
     words = [ops.where(inner == 0, row[:, i], hashed[i]) for i in range(2)]
     return ops.stack([*words, ops.broadcast_to(row[:, 2], ops.shape(inner))], axis=1)

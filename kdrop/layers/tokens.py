@@ -102,9 +102,9 @@ class TokenDropout(Drop):
         if inputs.shape[1] is None:
             tokens = self._check_at_run_time(tokens)
         candidates = tokens - self.prefix_tokens
-        # No word repeats in a row: their order is a random permutation.
+        # The words of an example all differ: sorting them is a random permutation.
         ids = run.row_ids(rows, (batch,))
-        words = bits.words(run.draw_key(draw, ids), ids, candidates, True)
+        words = bits.words(run.draw_key(draw, ids), ids, candidates, distinct=True)
         subset = ops.argsort(words, axis=-1)[:, : _remaining(candidates, self.rate)]
         subset = ops.sort(subset, axis=-1) + self.prefix_tokens
         indices = ops.concatenate([_all(batch, self.prefix_tokens), subset], axis=1)

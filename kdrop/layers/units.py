@@ -41,7 +41,7 @@ class InvertedDropout(UnitNoise):
             dimension whose positions share one value, `None` for the inputs' size.
         seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
             `None` draws a seed.
-        **kwargs: As of `keras.layers.Layer`.
+        **kwargs: Those of `keras.layers.Layer`.
 
     Input shape: `(batch, ...)` of a float dtype. Output shape: the same.
 

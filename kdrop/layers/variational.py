@@ -33,7 +33,7 @@ class VariationalDropout(Noise, keras.layers.Dense):
             training loss is a log likelihood, averaged over N training examples.
         per: What has a separate alpha: the `"layer"`, each input `"unit"` or each
             `"weight"`.
-        **kwargs: As of `keras.layers.Dense`; `seed` is as of `InvertedDropout`.
+        **kwargs: Those of `keras.layers.Dense`; `seed` as in `InvertedDropout`.
 
     Shapes: those of `keras.layers.Dense`. Errors: those of `InvertedDropout`.
 
@@ -84,7 +84,7 @@ class VariationalDropout(Noise, keras.layers.Dense):
 
     @property
     def rate(self):
-        """The rates of inverted dropout with as much noise, a NumPy array."""
+        """The rates at which inverted dropout adds as much noise, as a NumPy array."""
         return ops.convert_to_numpy(ops.sigmoid(self.log_alpha))
 
     def _divergence(self, log_alpha):
@@ -116,5 +116,5 @@ class VariationalDropout(Noise, keras.layers.Dense):
 
     @property
     def variable_serialization_spec(self):
-        # As of Dense, which merges the weights of LoRA into the kernel.
+        # As in Dense, which merges the weights of LoRA into the kernel.
         return {None: ["kernel", "bias", "log_alpha"]}

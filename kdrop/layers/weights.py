@@ -72,7 +72,7 @@ class Connections(Drop):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropConnectDense(keras.layers.Dense, Connections):
-    """A dense layer that drops single weights, other weights in each example.
+    """A dense layer that drops single weights, different ones in each example.
 
     In training weights and, as in the paper, entries of the bias are dropped with
     probability `rate`, and the others scaled by `1 / (1 - rate)`. At inference the
@@ -87,9 +87,9 @@ class DropConnectDense(keras.layers.Dense, Connections):
     Args:
         units: Size of the outputs' last dimension.
         rate: Fraction of weights to drop, in [0, 1). It can be set at any time.
-        per_example: Whether each example has another mask. If not, the batch shares one
+        per_example: Whether each example has its own mask. If not, the batch shares one
             mask, at nearly the cost of `Dense`.
-        *args, **kwargs: As of `keras.layers.Dense` after `units`; `seed`, the errors
+        *args, **kwargs: As in `keras.layers.Dense` after `units`; `seed`, the errors
             and the inputs' dtype are those of `InvertedDropout`.
 
     Input shape: `(batch, ..., size)`. Output shape: `(batch, ..., units)`.
@@ -153,7 +153,7 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
     ):
         settings = {"rate": rate, "per_example": per_example, "seed": seed}
         super().__init__(filters, kernel_size, *args, **settings, **kwargs)
-        # As of Conv2D: a mask of the inputs does not fit the outputs.
+        # As in Conv2D: a mask of the inputs does not fit the outputs.
         self.supports_masking = False
 
     def infer(self, inputs):

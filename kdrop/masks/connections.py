@@ -1,8 +1,8 @@
-"""Products of inputs and weights in which each example drops other weights.
+"""Products of inputs and weights in which each example drops different weights.
 
 Outputs `bo` are bilinear in inputs `bi` and weights `io`, where `b` indexes an example,
-`i` an input and `o` an output. So the gradient of each of the three is bilinear in the
-other two, of any order, and runs the same code. No tensor of size `bio` is ever stored.
+`i` an input and `o` an output. So each gradient, of any order, is bilinear too and
+runs the same code. No tensor of size `bio` is ever stored.
 """
 
 import functools
@@ -17,7 +17,7 @@ _UNROLLED = 4
 
 
 def connect(inputs, weights, draw, rows):
-    """`inputs @ weights / (1 - rate)`, where each example drops other weights.
+    """`inputs @ weights / (1 - rate)`, where each example drops different weights.
 
     The inputs `(batch, size)` and the weights `(size, units)` have one dtype. The
     position of a weight in each row is its index in the flattened tensor. The words are
@@ -37,7 +37,7 @@ def each(product, inputs, weights, draw, rows):
 
 
 def thin(weights, draw, row):
-    """The weights after one row, uint32 `(1, 2 or 3)`, has dropped some of them."""
+    """The weights with one mask applied; `row` is uint32 `(1, 2 or 3)`."""
     weights = ops.expand_dims(weights, 0)
     return ops.squeeze(run.apply(kernels.INVERTED, weights, draw, row), 0)
 

@@ -19,8 +19,8 @@ class Kernel(NamedTuple):
     noise: Callable[..., Any]  # (words, draw) -> noise, element by element
     forward: Callable[..., Any]  # (inputs, noise of their shape, draw) -> outputs
     backward: Callable[..., Any]  # the linear part of `forward`, for gradients
-    # The sizes after the batch of the block of units that one element of the noise
-    # decides over; empty for a single unit.
+    # The size, in each dimension after the batch, of the block of units that one
+    # element of the noise decides for; empty for a single unit.
     block: tuple[int, ...] = ()
     distinct: bool = False  # whether the noise needs words that differ within a row
 

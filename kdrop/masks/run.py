@@ -1,7 +1,7 @@
 """Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
 
-No mask is stored: the gradient draws it again. XLA compiles one fused pass for each
-shape that draws, compares and scales. The package's docstring explains `draw`, `rows`.
+No mask is stored: the gradient draws it again. For each shape, XLA compiles one fused
+pass that draws, compares and scales. The package's docstring explains `draw`, `rows`.
 """
 
 import contextvars
@@ -36,8 +36,8 @@ def check_broadcast(noise_shape, shape):
 def apply(kernel, inputs, draw, rows, noise_shape=None):
     """Run a kernel. Its gradient runs the kernel's linear part on the same noise.
 
-    `noise_shape` broadcasts to the inputs' shape, with `None` for the inputs' size;
-    `rows` decides over its first dimension.
+    `noise_shape` broadcasts to the inputs' shape, with `None` for the inputs' size. Its
+    first entry is ignored: `rows` says whether the batch shares a mask.
     """
     if backend.name() == "tensorflow":
         import tensorflow as tf
@@ -108,10 +108,10 @@ def _run(kernel, noise_shape, inputs, draw, rows):
 
 @functools.cache
 def compiled(function, signature, *static, xla=True):
-    """The function of tensors as a graph, one for each hashable signature.
+    """Compile a function, once for each hashable signature.
 
-    Its first arguments are the static ones, which are no tensors. Without XLA,
-    TensorFlow traces it once, and retraces it with unknown sizes if shapes vary.
+    `static` are its first arguments, which are not tensors. Without XLA, TensorFlow
+    traces it once, and retraces it with unknown sizes if shapes vary.
     """
     function = functools.partial(function, *static)
     if backend.name() == "tensorflow":
@@ -125,7 +125,7 @@ def compiled(function, signature, *static, xla=True):
 
 
 def broadcast_sizes(noise_shape, shape):
-    """The dimensions of noise for inputs of a shape: as many, each 1 or the inputs'."""
+    """The shape of noise for inputs of this shape: each size is 1 or the inputs'."""
     if noise_shape is None:
         return list(shape)
     noise_shape = (1,) * (len(shape) - len(noise_shape)) + noise_shape
@@ -133,7 +133,7 @@ def broadcast_sizes(noise_shape, shape):
 
 
 def row_ids(rows, shape):
-    """`rows` as two or three words for each row of inputs of a shape."""
+    """`rows` as two or three words for each row, for inputs of this shape."""
     if len(rows.shape):
         return rows
     count = shape[0] if shape else 1
@@ -177,7 +177,7 @@ def _padded_noise(kernel, draw, ids, size):
 
     exponent = tf.math.log(tf.cast(tf.maximum(size, 1), "float64")) / math.log(4)
     exponent = tf.cast(tf.math.ceil(exponent), "int32")
-    # Not above the size if the power exceeds an int32.
+    # The size itself where the power of four would overflow an int32.
     padded = tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), size)
     noise = compiled(_noise_like, None, kernel)(draw, ids, tf.zeros([padded], "bool"))
     return noise[:, :size]

@@ -24,7 +24,7 @@ def spiral_mlp(
 def mnist_mlp(
     dropout=None, rate=0.5, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **common
 ):
-    """The same for flattened images, as wide as those of Srivastava et al. (2014).
+    """`spiral_mlp` for flattened images, as wide as those of Srivastava et al. (2014).
 
     >>> import kdrop
     >>> model = kdrop.models.mnist_mlp(kdrop.GaussianDropout, hidden=(32,))

@@ -9,7 +9,7 @@ from keras import ops
 
 from kdrop.layers.units import InvertedDropout
 
-# The places that each kind of layer fits: True takes it, False an InvertedDropout.
+# Where each kind of layer goes: True inserts the layer, False an InvertedDropout.
 _PLACES: dict[str, dict[str, bool]] = {
     "units": {"inputs": True, "feature maps": True, "dense units": True},
     "feature maps": {"inputs": False, "feature maps": True, "dense units": False},

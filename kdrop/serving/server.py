@@ -17,7 +17,7 @@ from kserve.protocol.rest.v1_endpoints import V1Endpoints
 from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from starlette.routing import Route
 
-from kdrop.serving.model import ServedModel
+from kdrop.serving.served_model import ServedModel
 from kdrop.serving.versions import model_folders, versions
 
 POLL_INTERVAL = 1.0  # seconds between scans of the folder, as in TensorFlow Serving

@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> tuple[Comparison, DeviceOptions]:
         options = [x for x in parser._option_string_actions if x.startswith("--")]
         check_choice("option", argument.partition("=")[0], options)
     values = vars(namespace)
-    vote_size = VOTE_SIZES.get(values["data"], 0)
+    vote_size = VOTE_SIZES.get(values["data"], 1)
     devices = DeviceOptions(**_pop_fields(values, DeviceOptions))
     common: Any = {"vote_size": vote_size, **_pop_fields(values, Comparison)}
     return Comparison(experiments=_experiments(values), **common), devices
@@ -78,7 +78,7 @@ def _experiments(settings: dict[str, Any]) -> list[Experiment]:
 
 
 def _option(name: str) -> str:
-    """The option of an argument; the library's `folder` is also `--data-dir`."""
+    """The option for an argument; `folder`, of the data, is --data-dir."""
     return "--data-dir" if name == "folder" else f"--{name.replace('_', '-')}"
 
 

@@ -13,12 +13,14 @@ from rich.console import Console
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
 from kdrop.serving.versions import check_writable
+from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment, setting
+from kdrop.training.export import export_best
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Checkpoint, Recorder
-from kdrop.training.report import export_best, results_table, vote_table
+from kdrop.training.progress import Recorder
+from kdrop.training.report import results_table, vote_table
 from kdrop.training.run import (
     EVALUATION_BATCH,
     Run,

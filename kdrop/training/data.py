@@ -116,10 +116,10 @@ def _split(name, whole, train_size, validation, rng) -> tuple[Part, Part]:
 
 
 def _stratified_order(targets, rng):
-    """A random order each beginning of which has the classes in proportion.
+    """A random order in which every prefix has the classes in proportion.
 
     The k-th member of a class of n is at (k + 1/2) / n of the order, so that a
-    beginning is Sainte-Lague's apportionment among the classes.
+    prefix is Sainte-Lague's apportionment among the classes.
     """
     shuffled = rng.permutation(len(targets))
     position = np.empty(len(targets))

@@ -112,7 +112,7 @@ def available(options: DeviceOptions) -> Devices:
 
 
 def mirror(replicas: int | None = None) -> Devices:
-    """So many accelerators or, where there are none, cores of this machine."""
+    """The given number of accelerators or, if there are none, of processor cores."""
     import tensorflow as tf
 
     accelerators = tf.config.list_physical_devices("GPU")

@@ -15,11 +15,12 @@ from kdrop.errors import UserError
 from kdrop.layers.callbacks import RateSchedule, rated_layers
 from kdrop.models import MODELS
 from kdrop.schedules import Schedule
+from kdrop.training.checkpoint import Checkpoint, History
 from kdrop.training.data import Data, Part, load
 from kdrop.training.devices import ALONE, Devices
 from kdrop.training.experiment import SCHEDULES, Experiment
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Checkpoint, History, Recorder
+from kdrop.training.progress import Recorder
 
 EVALUATION_BATCH = 500
 # Most training steps in one call of the training function; those of one call share

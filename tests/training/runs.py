@@ -3,9 +3,10 @@
 import keras
 from rich.console import Console
 
+from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.devices import ALONE
 from kdrop.training.experiment import Experiment
-from kdrop.training.progress import Checkpoint, Recorder
+from kdrop.training.progress import Recorder
 from kdrop.training.run import load_data, train
 
 

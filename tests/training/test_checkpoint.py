@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdrop.errors import UserError
-from kdrop.training.progress import Checkpoint
+from kdrop.training.checkpoint import Checkpoint
 
 
 def model(value):

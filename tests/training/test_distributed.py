@@ -13,6 +13,7 @@ from runs import StopAfter, run
 from kdrop.errors import UserError
 from kdrop.training import devices as module
 from kdrop.training import run as run_module
+from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data, Part
 from kdrop.training.devices import (
     ALONE,
@@ -24,7 +25,7 @@ from kdrop.training.devices import (
 )
 from kdrop.training.experiment import Experiment
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Checkpoint, Recorder
+from kdrop.training.progress import Recorder
 from kdrop.training.run import train
 
 # Two steps an epoch, of 60 examples and of 30.

@@ -20,25 +20,22 @@ from pictures import (
     sectors,
 )
 
-from kdrop.training import plots
-from kdrop.training.prediction_plots import (
-    calibration,
-    certainty,
-    confusion,
-    predictions,
-    sample_counts,
-    uncertainty_maps,
-)
+from kdrop.training import curve_plots, region_plots
+from kdrop.training.curve_plots import calibration, sample_counts
+from kdrop.training.image_plots import certainty, confusion, predictions
+from kdrop.training.region_plots import uncertainty_maps
 
 
 def draw_curves(path, runs, epochs, **settings):
-    plots.curves(path, {r: history(epochs, n, **settings) for n, r in enumerate(runs)})
+    curve_plots.curves(
+        path, {r: history(epochs, n, **settings) for n, r in enumerate(runs)}
+    )
 
 
 def draw_regions(path, runs, labels):
     points = disc(1500)
     targets = np.arange(1500) % len(labels)
-    plots.regions(
+    region_plots.regions(
         path, dict.fromkeys(runs, sectors(len(labels))), points, targets, labels
     )
 

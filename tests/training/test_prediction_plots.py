@@ -11,16 +11,10 @@ from pictures import (
     images,
 )
 
-from kdrop.training import plots
-from kdrop.training.prediction_plots import (
-    PIXELS,
-    calibration,
-    certainty,
-    confusion,
-    predictions,
-    sample_counts,
-    uncertainty_maps,
-)
+from kdrop.training import plot_style
+from kdrop.training.curve_plots import calibration, sample_counts
+from kdrop.training.image_plots import certainty, confusion, predictions
+from kdrop.training.region_plots import FAR_PIXELS, uncertainty_maps
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -97,7 +91,7 @@ def test_sample_counts_draw_the_vote_of_the_first_samples(drawn):
         np.testing.assert_allclose(vote.get_ydata(), values[:-1])
         np.testing.assert_allclose(level.get_ydata(), values[-1])
         assert level.is_dashed() and not vote.is_dashed()
-        assert level.get_color() == vote.get_color() == plots.COLOURS[1]
+        assert level.get_color() == vote.get_color() == plot_style.COLOURS[1]
 
 
 def test_calibration_draws_bins_of_confidence(drawn):
@@ -135,7 +129,7 @@ def test_uncertainty_is_high_where_the_samples_differ(drawn):
         assert panel.get_xlim() == pytest.approx((-3, 3))
         for (x, y), value in values:
             picture = panel.images[0]
-            row, column = ((np.array([y, x]) + 3) / 6 * PIXELS).astype(int)
+            row, column = ((np.array([y, x]) + 3) / 6 * FAR_PIXELS).astype(int)
             assert picture.get_array()[row, column] == pytest.approx(value)
             colour = picture.to_rgba(value)[:3]
             np.testing.assert_allclose(

@@ -10,12 +10,12 @@ from pictures import (
     sectors,
 )
 
-from kdrop.training import plots
+from kdrop.training import curve_plots, plot_style, region_plots
 
 
 def test_curves_draw_the_columns(drawn):
     runs = {"none": history(20, 1), "dropped": history(12, 2, validation=False)}
-    plots.curves(drawn.path, runs)
+    curve_plots.curves(drawn.path, runs)
     loss, accuracy = drawn.figure.axes
     for panel, column in (loss, "data_loss"), (accuracy, "accuracy"):
         training, validation, other = panel.lines
@@ -33,7 +33,7 @@ def test_curves_draw_the_columns(drawn):
 
 def test_curves_draw_the_rates_of_a_schedule(drawn):
     runs = {"none": history(20), "dropped": history(20, rates=(0.1, 0.1, 0.5))}
-    plots.curves(drawn.path, runs)
+    curve_plots.curves(drawn.path, runs)
     *_, panel = drawn.figure.axes
     assert panel.get_title() == "Dropout rate"
     for line, place in zip(panel.lines, (2, 3), strict=True):  # 1 and 2 share a line
@@ -43,13 +43,13 @@ def test_curves_draw_the_rates_of_a_schedule(drawn):
 
 
 def test_without_validation_the_legend_has_none(drawn):
-    plots.curves(drawn.path, {"none": history(5, validation=False)})
+    curve_plots.curves(drawn.path, {"none": history(5, validation=False)})
     assert "training" in drawn.texts and "validation" not in drawn.texts
 
 
 def test_long_curves_are_means_in_a_band(drawn):
     long = history(1001)
-    plots.curves(drawn.path, {"none": long})
+    curve_plots.curves(drawn.path, {"none": long})
     panel = drawn.figure.axes[1]
     line, band = panel.lines[0], panel.collections[0].get_paths()[0].vertices
     blocks = [long["accuracy"][i : i + 6] for i in range(0, 1001, 6)]
@@ -64,7 +64,7 @@ def test_long_curves_are_means_in_a_band(drawn):
 def test_a_diverged_run_does_not_hide_the_others(drawn, epochs):
     broken = history(epochs, validation=False)
     broken["data_loss"] = [2.0, *[1e3] * 6, *[np.inf] * (epochs - 8), np.nan]
-    plots.curves(drawn.path, {"none": history(epochs), "broken": broken})
+    curve_plots.curves(drawn.path, {"none": history(epochs), "broken": broken})
     low, high = drawn.figure.axes[0].get_ylim()
     assert 0 < low < 0.3 and 1e3 < high < 1e4
 
@@ -78,7 +78,9 @@ def test_regions_draw_some_points_and_count_all(drawn):
     def right_half(x):
         return np.eye(2)[(x[:, 0] > 5).astype(int)]
 
-    plots.regions(drawn.path, {"a": right_half, "b": sectors(2)}, points, targets, "LR")
+    region_plots.regions(
+        drawn.path, {"a": right_half, "b": sectors(2)}, points, targets, "LR"
+    )
     assert "a\naccuracy 90.0%" in drawn.texts
     assert any("1,000 of 3,000 shown" in text for text in drawn.texts)
     first, second = drawn.figure.axes
@@ -96,8 +98,8 @@ def test_regions_draw_some_points_and_count_all(drawn):
         black = line.get_markeredgecolor() == "black"
         for point in line.get_xydata().astype(np.float32):
             target = target_of[tuple(point)]
-            assert line.get_color() == plots.COLOURS[target]
-            assert line.get_marker() == plots.MARKERS[target]
+            assert line.get_color() == plot_style.COLOURS[target]
+            assert line.get_marker() == plot_style.MARKERS[target]
             assert black == (target != (point[0] > 5))
             drawn_points += 1
     assert drawn_points == 1000
@@ -111,13 +113,13 @@ def test_regions_have_the_colour_of_the_prediction(drawn):
         return probabilities
 
     corners = np.array([[0, 0], [8, 0], [0, 4], [8, 4]], np.float32)
-    plots.regions(drawn.path, {"a": predict}, corners, [0, 1, 2, 1], ARMS)
+    region_plots.regions(drawn.path, {"a": predict}, corners, [0, 1, 2, 1], ARMS)
     panel = drawn.figure.axes[0]
     unit = panel.transData.transform([[0, 0], [1, 1]])
     assert np.ptp(unit[:, 0]) == pytest.approx(np.ptp(unit[:, 1]), rel=0.01)
     np.testing.assert_allclose(drawn.pixel(panel, 2, 1), 1, atol=0.01)
     for place, strength, label in ((3, 3.5), 1, 2), ((7.6, 1), 0.7, 1):
-        colour = 1 - 0.45 * strength * (1 - np.array(to_rgb(plots.COLOURS[label])))
+        colour = 1 - 0.45 * strength * (1 - np.array(to_rgb(plot_style.COLOURS[label])))
         np.testing.assert_allclose(drawn.pixel(panel, *place), colour, atol=0.01)
 
 
@@ -125,6 +127,6 @@ def test_regions_of_a_diverged_run_are_white(drawn):
     def diverged(points):
         return np.full((len(points), 3), np.nan)
 
-    plots.regions(drawn.path, {"a": diverged}, disc(4), [0, 0, 0, 1], ARMS)
+    region_plots.regions(drawn.path, {"a": diverged}, disc(4), [0, 0, 0, 1], ARMS)
     assert "a\naccuracy 75.0%" in drawn.texts  # argmax takes class 0, as Keras does
     assert np.all(drawn.figure.axes[0].images[0].get_array() == 1)
