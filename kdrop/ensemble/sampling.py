@@ -40,8 +40,8 @@ class Sampler(keras.Model):
     Input and output shapes: the model's.
 
     Raises:
-        ValueError: If an argument is not of its kind or range; at the call, if the model
-            has no drop layer.
+        ValueError: If an argument is invalid; at the call, if the model has no drop
+            layer.
 
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4
 

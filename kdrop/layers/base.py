@@ -108,7 +108,7 @@ class Noise(keras.Layer):
         return True
 
     def trace_state(self):
-        """What a trace depends on. Of the rate only whether it is 0: the rest is state."""
+        """What a trace depends on. Of the rate that is only whether it is 0."""
         return {**keras_internals.attributes(self), "_rate": self.drops}
 
     @property

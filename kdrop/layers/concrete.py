@@ -33,8 +33,7 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
     Args:
         layer: Dense layer, whose inputs all have separate masks, or Conv1D, Conv2D or
             Conv3D, where all positions of a channel share one.
-        weight_decay: Weight of the first loss, at least 0.
-        entropy_weight: Weight of the second loss, at least 0.
+        weight_decay, entropy_weight: Weights of the two losses, at least 0.
         temperature: Above 0; near 0 the mask is nearly 0 or 1. The paper takes 0.1 for
             dense layers and 2/3 for convolutions.
 

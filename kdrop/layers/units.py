@@ -49,10 +49,9 @@ class InvertedDropout(UnitNoise):
         ValueError: For an invalid argument, inputs that are not one dense tensor of a
             float dtype, or a `noise_shape` that does not broadcast to their shape.
 
-    >>> import keras, kdrop
+    >>> import keras, kdrop, numpy
     >>> layer = kdrop.InvertedDropout(0.5, seed=1, name="drop")
-    >>> inputs = keras.ops.ones((2, 6))
-    >>> print(keras.ops.convert_to_numpy(layer(inputs, training=True)))
+    >>> print(numpy.asarray(layer(keras.ops.ones((2, 6)), training=True)))
     [[2. 0. 0. 2. 0. 0.]
      [2. 2. 2. 0. 0. 0.]]
 
@@ -91,8 +90,7 @@ class VanillaDropout(UnitNoise):
 class GaussianDropout(UnitNoise):
     """Multiply units by Gaussian noise of mean 1 and variance `rate / (1 - rate)`.
 
-    That is the mean and variance of inverted dropout of the same rate. No unit is
-    dropped. Inference changes nothing.
+    Inverted dropout of this rate has the same mean and variance. No unit is dropped.
 
     Arguments, shapes and errors: those of `InvertedDropout`.
 
@@ -134,9 +132,8 @@ class UniformDropout(UnitNoise):
 class AlphaDropout(UnitNoise):
     """Set dropped units to the limit of SELU and keep mean 0 and variance 1.
 
-    For networks of `selu` units with `lecun_normal` weights. A dropped unit takes the
-    value that SELU approaches from above, about -1.758; an affine map then restores
-    mean and variance. Inference changes nothing.
+    For `selu` units with `lecun_normal` weights. SELU falls to about -1.758; an affine
+    map then restores mean and variance. Inference changes nothing.
 
     Arguments, shapes and errors: those of `InvertedDropout`.
 

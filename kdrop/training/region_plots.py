@@ -39,12 +39,9 @@ def regions(
     targets: Array,
     labels: Names,
 ) -> None:
-    """The predictions of each run over the plane, and test points on top.
+    """What `predict` of each run says over the plane, and test points on top.
 
-    Args:
-        runs: For each run its function from float32 points `(n, 2)` to probabilities
-            `(n, classes)`.
-        points: `(n, 2)`. All count for the accuracy; about 1,000 are drawn.
+    All points count for the accuracy; about 1,000 are drawn.
     """
     points, targets = np.asarray(points, np.float32), np.asarray(targets)
     columns = 2 if len(runs) == 4 else min(len(runs), 3)
