@@ -4,7 +4,7 @@ import keras
 
 from kdrop.layers.base import Drop
 from kdrop.layers.checks import check_integer
-from kdrop.layers.units import UnitNoise, VanillaDropout
+from kdrop.layers.units import InvertedDropout, VanillaDropout
 from kdrop.masks import kernels, run
 
 
@@ -25,10 +25,9 @@ def _after_batch(data_format, channels, *over_map):
     return (channels, *over_map) if first else (*over_map, channels)
 
 
-class SpatialDropout(UnitNoise):
-    """Inverted dropout of whole channels. A subclass sets the maps' `dimensions`."""
+class SpatialDropout(InvertedDropout):
+    """Drops whole channels. A subclass sets the maps' `dimensions`."""
 
-    kernel = kernels.INVERTED
     place = "feature maps"
     config_arguments = ("data_format",)
 

@@ -175,12 +175,17 @@ def _padded_noise(kernel, draw, ids, size):
     """Noise that is compiled for sizes that are powers of four."""
     import tensorflow as tf
 
+    padding = tf.zeros([_next_power_of_four(size)], "bool")
+    return compiled(_noise_like, None, kernel)(draw, ids, padding)[:, :size]
+
+
+def _next_power_of_four(size):
+    """The next power of four, or the size itself if that would overflow an int32."""
+    import tensorflow as tf
+
     exponent = tf.math.log(tf.cast(tf.maximum(size, 1), "float64")) / math.log(4)
     exponent = tf.cast(tf.math.ceil(exponent), "int32")
-    # The size itself where the power of four would overflow an int32.
-    padded = tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), size)
-    noise = compiled(_noise_like, None, kernel)(draw, ids, tf.zeros([padded], "bool"))
-    return noise[:, :size]
+    return tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), size)
 
 
 def _fused(kernel, noise_shape, inputs, draw, rows, make_noise=_noise):
