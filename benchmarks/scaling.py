@@ -63,8 +63,10 @@ def measure(name: str, batch: int, rounds: int = 5) -> Cost:
         measured = timed(step, math.ceil(0.1 / timed(step)()))
         seconds.append(statistics.median(measured() for _ in range(rounds)))
     per_example, fixed = np.polyfit(sizes, seconds, 1, w=1 / np.array(seconds))
+    if fixed < 0:  # the best line through the origin
+        per_example, fixed = np.mean(np.divide(seconds, sizes)), 0.0
     weights = sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    return Cost(max(float(fixed), 0.0), float(per_example), 4 * weights)
+    return Cost(float(fixed), float(per_example), 4 * weights)
 
 
 def report(console: Console, batches=BATCHES) -> None:

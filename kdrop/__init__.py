@@ -2,26 +2,43 @@
 
 # First: it refuses the backends of Keras that kdrop does not support.
 from kdrop import backend as backend
-from kdrop import layers, models, schedules
+from kdrop import models, schedules
 from kdrop.ensemble.exact import subnetworks
 from kdrop.ensemble.sampling import Sampler, sample
 from kdrop.ensemble.uncertainty import summarise
-from kdrop.layers import *  # noqa: F403
+from kdrop.layers import (
+    AlphaDropout,
+    ConcreteDropout,
+    DropBlock1D,
+    DropBlock2D,
+    DropBlock3D,
+    DropConnectConv2D,
+    DropConnectDense,
+    DropPath,
+    ExactDropout,
+    GaussianDropout,
+    InvertedDropout,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+    StandoutDropout,
+    StochasticDepth,
+    TokenDropout,
+    UniformDropout,
+    VanillaDropout,
+    VariationalDropout,
+)  # fmt: skip
 from kdrop.layers.base import drop_layers
 from kdrop.layers.callbacks import RateSchedule, StepClock
 from kdrop.layers.replace import replace
 
 __version__ = "0.1.0"
 __all__ = [
-    "RateSchedule",
-    "Sampler",
-    "StepClock",
-    "drop_layers",
-    "models",
-    "replace",
-    "sample",
-    "schedules",
-    "subnetworks",
-    "summarise",
-    *layers.__all__,
-]
+    "AlphaDropout", "ConcreteDropout", "DropBlock1D", "DropBlock2D", "DropBlock3D",
+    "DropConnectConv2D", "DropConnectDense", "DropPath", "ExactDropout",
+    "GaussianDropout", "InvertedDropout", "RateSchedule", "Sampler", "SpatialDropout1D",
+    "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout", "StepClock",
+    "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
+    "VariationalDropout", "drop_layers", "models", "replace", "sample", "schedules",
+    "subnetworks", "summarise",
+]  # fmt: skip

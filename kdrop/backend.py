@@ -1,4 +1,7 @@
-"""All that differs between TensorFlow and JAX, and every private name of theirs."""
+"""Traces, replicas and whatever else differs between TensorFlow and JAX.
+
+Every private name of the two is used here alone, so that a new version breaks one file.
+"""
 
 import contextlib
 import os

@@ -1,7 +1,6 @@
 """The command line of the studies."""
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ with one_sentence("studies", "train"):
     from kdrop.training.run import load_data
     from studies.cifar import alexnet, family
     from studies.mnist import rate, regularisers, votes
-    from studies.runner import Runner
+    from studies.runner import Runner, usable_cores
     from studies.spiral import spiral
     from studies.study import answer, settings, table, write
 
@@ -57,7 +56,7 @@ def main() -> int:
     add("name", help=f"one of {', '.join(STUDIES)}")
     add("--quick", action="store_true", help="a first look, too short for findings")
     add("--output", type=Path, default=Path("studies/results"), help="folder")
-    jobs = min(os.cpu_count() or 1, 8)  # each holds the data set in memory
+    jobs = min(usable_cores(), 8)  # each holds the data set in memory
     add("--jobs", type=int, default=jobs, help="runs at once; default: %(default)s")
     add("--data-dir", type=Path, help="of tensorflow-datasets; default: TFDS_DATA_DIR")
     options = parser.parse_args()

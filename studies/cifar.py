@@ -77,5 +77,5 @@ def alexnet(quick: bool) -> Study:
             epochs=epochs, **split(examples, examples // 5),
         )  # fmt: skip
         compared += arms(base, changes, f"{examples:,} training images")
-    question = "CIFAR-10: does dropout help more where it is behind convolutions too?"
+    question = "CIFAR-10: does dropout help more after convolutions too?"
     return Study(question, compared, 2 if quick else 3, ERRORS)

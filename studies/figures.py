@@ -6,10 +6,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from kdrop.training import plot_style
-from kdrop.training.plot_style import STYLE, wrap
+from kdrop.training.plot_style import CHARACTER, STYLE, entry, legend, look, tidy, wrap
 
 Seeds = Sequence[float]  # a metric of each seed
 DASHED: dict = {"color": "0.3", "linestyle": plot_style.DASHED}
@@ -31,11 +30,11 @@ def dots(
     A group of arms shares a marker. `limits` are names and values of dashed lines.
     """
     names = list(dict.fromkeys(name for arms in groups.values() for name in arms))
-    figure = Figure((7.2, 0.3 * len(names) + 1.7), layout="constrained")
+    figure = Figure((7.2, 0.3 * len(names) + 1.7))
     panel = figure.add_subplot(ylim=(len(names) - 0.4, -0.6))
     handles = []
     for number, (group, arms) in enumerate(groups.items()):
-        style = plot_style.look(number) | {"ls": "none"}
+        style = look(number) | {"ls": "none"}
         shift = 0.28 * (number - (len(groups) - 1) / 2)
         for name, values in arms.items():
             y = names.index(name) + shift
@@ -43,10 +42,10 @@ def dots(
             mean, error = summary(values)
             panel.errorbar(mean, y, xerr=error, **style, **BARS)
         if len(groups) > 1:
-            handles.append(Line2D([], [], label=group, **style))
+            handles.append(entry(group, **style))
     for name, value in limits.items():
         panel.axvline(value, **DASHED, zorder=1)
-        handles.append(Line2D([], [], label=name, **DASHED))
+        handles.append(entry(name, **DASHED))
     panel.set_yticks(range(len(names)), [wrap(name, 40) for name in names])
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel(label)
@@ -64,28 +63,26 @@ def lines(
     A panel has lines, and a line the values at each x. `axes` are further settings of
     matplotlib's axes, as `ylim`.
     """
-    figure = Figure((7.2, 3.6), layout="constrained")
+    figure = Figure((7.2, 3.6))
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     styles: dict[str, dict] = {}
     for panel, (heading, series) in zip(drawn, panels.items(), strict=True):
         panel.set(xlabel=x_label, title=heading, **axes)
         for name, points in series.items():
-            style = styles.setdefault(name, plot_style.look(len(styles)))
+            style = styles.setdefault(name, look(len(styles)))
             means, errors = zip(*map(summary, points.values()), strict=True)
             panel.errorbar(list(points), means, yerr=errors, **style, **BARS)
     drawn[0].set_ylabel(label)
-    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    handles = [entry(name, **style) for name, style in styles.items()]
     _save(figure, path, title, handles, "Bars: standard error over the seeds.")
 
 
 def _save(figure: Figure, path: Path, title: str, handles: list, note: str) -> None:
     for panel in figure.axes:
-        plot_style.tidy(panel)
+        tidy(panel)
         panel.set_axisbelow(True)
-    width = int(
-        figure.get_figwidth() / plot_style.CHARACTER * 0.85
-    )  # bold letters are wider
+    width = int(0.85 * figure.get_figwidth() / CHARACTER)  # bold letters are wider
     wrapped = "\n".join(wrap(line, width, 3) for line in title.split("\n"))
     figure.suptitle(wrapped, fontweight="bold", fontsize=8)
-    plot_style.legend(figure, handles, note)
+    legend(figure, handles, note)
     figure.savefig(path)

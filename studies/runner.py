@@ -45,7 +45,8 @@ class Runner:
     ):  # fmt: skip
         self.folder, self.console = folder, console
         self.arguments = folder, measure, data_dir
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, usable_cores() // jobs)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of the workers
         context = multiprocessing.get_context("spawn")  # TensorFlow cannot be forked
         self.pool = ProcessPoolExecutor(jobs, context, _start_worker, (threads,))
 
@@ -85,6 +86,12 @@ class Runner:
         return metrics
 
 
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's process handles it
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -104,11 +111,8 @@ _load = lru_cache(maxsize=2)(load)  # the runs of a study share their data
 
 def _run(experiment: Experiment, path: Path, folder, measure, data_dir) -> Metrics:
     """Train or resume a run, measure it, and save its metrics in `path`."""
-    where = {} if experiment.data == "spiral" else {"folder": data_dir}
-    data = _load(
-        experiment.data, train_size=experiment.train_size, seed=experiment.data_seed,
-        validation=experiment.validation, **where,
-    )  # fmt: skip
+    sizes = experiment.train_size, experiment.validation
+    data = _load(experiment.data, *sizes, experiment.data_seed, data_dir)
     checkpoint = Checkpoint(folder / experiment.key())
     run = train(experiment, data, checkpoint, Recorder(Console(quiet=True), ""))
     metrics = {**run.metrics, **(measure(run, data) if measure else {})}

@@ -16,8 +16,9 @@ def public_objects():
         if inspect.ismodule(module):
             del objects[name]
             for inner, value in vars(module).items():
-                own = getattr(value, "__module__", None) == module.__name__
-                if callable(value) and own and not inner.startswith("_"):
+                origin = str(getattr(value, "__module__", ""))
+                public = origin.startswith(module.__name__) and inner[0] != "_"
+                if callable(value) and public:
                     objects[f"{name}.{inner}"] = value
     return {**objects, "kdrop.serving.export": kdrop.serving.export}
 

@@ -308,6 +308,13 @@ def test_layers_for_feature_maps_are_behind_convolutions(name, network):
     assert {inputs, first, second} == {"InvertedDropout"} and maps == [name] * 3
 
 
+def test_a_partial_of_a_layer_has_its_place():
+    model = build("alexnet32", functools.partial(layers.DropBlock2D, block_size=2))
+    *maps, dense, _ = drop_layers(model)
+    assert [layer.block_size for layer in maps] == [2, 2, 2]
+    assert type(dense) is layers.InvertedDropout
+
+
 @pytest.mark.parametrize(
     "name", ["DropConnectDense", "VariationalDropout", "ConcreteDropout"]
 )

@@ -24,7 +24,7 @@ class Reliability(NamedTuple):
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Fraction of examples whose most probable class is the label."""
-    return float(np.mean(probabilities.argmax(axis=-1) == labels))
+    return float(np.mean(distributions(probabilities).argmax(axis=-1) == labels))
 
 
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:

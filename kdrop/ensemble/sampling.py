@@ -203,7 +203,7 @@ def _batches(inputs, size):
         inputs_only = (b[0] if isinstance(b, tuple) else b for b in batches)
         return inputs_only, total if total >= 0 else None
     arrays = tree.flatten(inputs)
-    lengths = {len(x) if getattr(x, "shape", ()) else -1 for x in arrays}
+    lengths = {len(x) if len(getattr(x, "shape", ())) else -1 for x in arrays}
     if len(lengths) != 1 or -1 in lengths:
         raise ValueError(
             "`inputs` must be an array of examples, a list or dictionary of arrays of "

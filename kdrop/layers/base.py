@@ -32,9 +32,9 @@ class Noise(keras.Layer):
     """
 
     # Where in a network the layer belongs; the builders of `kdrop.models` ask for it.
-    # "units": behind any layer. "feature maps": behind convolutions. "dense units":
-    # behind dense layers. "dense layer", "convolution": in place of such a layer.
-    # Anything else, such as "tokens": nowhere in those networks.
+    # "units": after any layer. "feature maps": after convolutions. "dense units": after
+    # dense layers. "dense layer", "convolution": in place of such a layer. Others, such
+    # as "tokens": nowhere in those networks.
     place = "units"
     # The arguments of a subclass that its configuration holds, as attributes.
     config_arguments = ()

@@ -77,7 +77,7 @@ class StepClock(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def start(self, model):
-        """A context for one step, in which each drop layer of a model draws once."""
+        """A context in which each drop layer of a model draws once, for one step."""
         if backend.name() != "tensorflow":
             yield
             return
@@ -158,7 +158,8 @@ class RateSchedule(keras.callbacks.Callback):
                 "RateSchedule cannot know how many steps an epoch of this data set "
                 "has: give `steps_per_epoch` to `fit`, or take by='epoch'."
             )
-        self._scheduled: Any = self.layers or rated_layers(self.model)
+        layers: Any = self.layers
+        self._scheduled = rated_layers(self.model) if layers is None else layers
         if not self._scheduled:
             raise ValueError(
                 f"RateSchedule found no drop layer of kdrop in {self.model.name!r}."

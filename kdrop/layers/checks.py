@@ -26,11 +26,11 @@ def check_integer(name, value, lowest=None):
     if is_integer(value) and (lowest is None or value >= lowest):
         return int(value)
     limit = "" if lowest is None else f" of at least {lowest}"
-    refuse(name, value, f"one integer{limit}")
+    refuse(name, value, f"an integer{limit}")
 
 
 def check_bool(name, value):
-    """The value, which is `True` or `False`."""
+    """Return the value, or raise `ValueError` if it is not a bool."""
     if isinstance(value, bool):
         return value
     refuse(name, value, "True or False")

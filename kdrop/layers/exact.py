@@ -22,8 +22,8 @@ class ExactDropout(UnitNoise):
     Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped,
     each set equally likely, and the others are scaled by `units / (units - count)`.
     Each example, and each position in it, has its own set. The rate is rounded to a
-    multiple of 2^-32, so half a unit rounds up even if the rate's binary value is a
-    little below its decimals. Inference changes nothing.
+    multiple of 2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. Inference
+    changes nothing.
 
     Args:
         axis: Axis of the units, any but that of the batch. The sizes from there on must

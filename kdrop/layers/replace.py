@@ -1,6 +1,5 @@
 """Replace the dropout layers of Keras in a model by those of kdrop."""
 
-import json
 import numbers
 import os
 import tempfile
@@ -187,13 +186,10 @@ def _differences(model, copy):
     if len(model.weights) != len(copy.weights):
         yield "weights"
     for weight, other in zip(model.weights, copy.weights, strict=True):
-        one, two = np.asarray(weight.value), np.asarray(other.value)
         # By their bytes, since NaN differs from itself.
-        if (one.shape, one.dtype, one.tobytes()) != (
-            two.shape,
-            two.dtype,
-            two.tobytes(),
-        ):
+        one, two = (np.asarray(each.value) for each in (weight, other))
+        same = (one.shape, one.dtype) == (two.shape, two.dtype)
+        if not same or one.tobytes() != two.tobytes():
             yield f"values of weight {weight.path!r}"
 
 
@@ -204,12 +200,17 @@ def _same_settings(layer, other):
     ignored = vars(keras.Sequential(name="any")).keys()
     common = vars(layer).keys() & vars(other).keys() - ignored
     values = {name: vars(layer)[name] for name in common if name[0] != "_"}
-    # As JSON, because a file does not distinguish tuples from lists.
     return layer.dtype_policy == other.dtype_policy and all(
-        json.dumps(value) == json.dumps(vars(other)[name], default=repr)
+        _with_lists(value) == _with_lists(vars(other)[name])
         for name, value in values.items()
         if _is_plain(value)
     )
+
+
+def _with_lists(value):
+    """The value with lists in place of tuples, which a file does not distinguish."""
+    several = isinstance(value, list | tuple)
+    return list(map(_with_lists, value)) if several else value
 
 
 def _is_plain(value):

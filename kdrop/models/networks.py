@@ -94,7 +94,7 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     """`alexnet` at the scale of 32 x 32 images, with batch normalisation.
 
     The first convolution has `width` filters, the others 3, 6, 4 and 4 times as many.
-    Places for dropout are behind each of the three poolings and each dense layer; the
+    Places for dropout follow each of the three poolings and each dense layer; the
     default rates are 0.1, 0.1 and 0.2, then 0.5.
 
     >>> import kdrop
@@ -105,7 +105,7 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     rate = (0.1, 0.1, 0.2, *[0.5] * len(hidden)) if rate is None else rate
     network = Network(dropout, rate, 3 + len(hidden), **common)
     layers = network.inputs()
-    # For each convolution its filters, and the place behind it if it is pooled.
+    # For each convolution its filters, and the place after it if it is pooled.
     for times, number in [(1, 1), (3, 2), (6, None), (4, None), (4, 3)]:
         conv = network.conv(times * width, 3, number, padding="same", use_bias=False)
         # Pooling first leaves a quarter of the values to normalise.

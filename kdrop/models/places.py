@@ -26,8 +26,8 @@ class NormPenalty(keras.regularizers.L1L2):
         coefficient: Weight of both norms. At an all-zero parameter their gradient is 0.
         l1, l2: Weights of the absolute and the squared values, which are added.
 
-    >>> import numpy as np
-    >>> float(NormPenalty(0.5)(np.array([3.0, -4.0])))
+    >>> import kdrop, numpy
+    >>> float(kdrop.models.NormPenalty(0.5)(numpy.array([3.0, -4.0])))
     6.0
     """
 
@@ -74,7 +74,9 @@ class Network:
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"`{name}` must be 0 or more. Received: {value}")
-        self.kind = getattr(self.dropout, "place", "units")
+        # A partial of a layer class has the place of the class.
+        layer = getattr(self.dropout, "func", self.dropout)
+        self.kind = getattr(layer, "place", "units")
         self.fits = self.dropout is None or self.kind == "units"
 
     def inputs(self, flat=False):
@@ -114,7 +116,7 @@ class Network:
         return layers
 
     def conv(self, filters, size, number=None, **arguments):
-        """A convolution; `number` is that of the place for dropout behind it."""
+        """A convolution; `number` is that of the place for dropout after it."""
         if len(self.input_shape) != 3:
             raise ValueError(
                 "convolutions take images of (height, width, channels). "

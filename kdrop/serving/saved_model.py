@@ -131,7 +131,8 @@ def _write_on_tensorflow(model, version: Path, passes: int, task) -> None:
         "PYTHONPATH": os.pathsep.join(paths),
     }
     settings = json.dumps([passes, dict(task) if isinstance(task, Mapping) else task])
-    command = [sys.executable, "-m", __name__, version, settings]
+    program = f"from {__name__} import write_in_process; write_in_process()"
+    command = [sys.executable, "-c", program, version, settings]
     command += keras_internals.custom_classes(model)
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode:
@@ -165,7 +166,8 @@ def _commit() -> str | None:
     return process.stdout.split()[0]
 
 
-if __name__ == "__main__":  # see `_write_on_tensorflow`
+def write_in_process() -> None:
+    """Write the SavedModel that `_write_on_tensorflow` asks this process for."""
     version, settings, *classes = sys.argv[1:]
     try:
         model = keras_internals.load_called(Path(version, KERAS_FILE), classes)

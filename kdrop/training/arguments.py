@@ -84,7 +84,9 @@ def _option(name: str) -> str:
 
 def _with_options(text: str) -> str:
     """The text with options in place of the arguments in backticks."""
-    return re.sub(r"`(\w+)`", lambda match: _option(match[1]), text)
+    kinds = (Experiment, Comparison, DeviceOptions)
+    names = {field.name for kind in kinds for field in fields(kind)}
+    return re.sub(r"`(\w+)`", lambda m: _option(m[1]) if m[1] in names else m[0], text)
 
 
 def _form(kind: Any) -> dict[str, Any]:

@@ -124,6 +124,8 @@ class Experiment:
         check_choice("data set", data, PRESETS)
         settings = {**PRESETS[data], **settings}
         check_choice("model", settings["model"], MODELS)
+        if not settings.get("width", 1) > 0:
+            raise UserError(f"`width` is {settings['width']}, but must be above 0.")
         return cls(data=data, **{**_network_defaults(settings["model"]), **settings})
 
     def __post_init__(self):

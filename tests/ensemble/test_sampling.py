@@ -147,7 +147,7 @@ def test_a_sampler_checks_its_arguments():
         ({"model": "m"}, "`model` must be a `keras.Model`. Received: 'm'"),
         (
             {"passes": 0},
-            "`passes` must be one integer of at least 1. Received: passes=0",
+            "`passes` must be an integer of at least 1. Received: passes=0",
         ),
         ({"batch_size": 2.0}, "`batch_size` must be .* Received: batch_size=2.0"),
         ({"memory": True}, "`memory` must be .* Received: memory=True"),

@@ -132,7 +132,7 @@ def test_an_axis_that_is_not_of_units_is_rejected(axis):
 
 def test_invalid_arguments_are_rejected():
     for axis in (1.5, None, True, (1, 2)):
-        with pytest.raises(ValueError, match="`axis` must be one integer"):
+        with pytest.raises(ValueError, match="`axis` must be an integer"):
             ExactDropout(0.5, axis)
     with pytest.raises(ValueError, match="must be known"):
         ExactDropout(0.5)(keras.Input((None,)))

@@ -245,6 +245,9 @@ def test_a_model_without_drop_layers_is_rejected():
     model = make_model(keras.layers.Dropout(0.5))
     with pytest.raises(ValueError, match="no drop layer of kdrop"):
         fit(model, 1, 1, RateSchedule(schedules.constant(0.5)))
+    drop = InvertedDropout(0.3)
+    with pytest.raises(ValueError, match="no drop layer of kdrop"):
+        fit(make_model(drop), 1, 1, RateSchedule(schedules.constant(0.5), layers=[]))
 
 
 def test_a_schedule_that_leaves_the_range_is_rejected():

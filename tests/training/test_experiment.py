@@ -54,6 +54,7 @@ def test_a_single_rate_is_a_tuple_of_one():
         ({"decay": -0.1}, "`decay` is -0.1"),
         ({"l2": -1.0}, "`l2` is -1.0, but must be 0 or more"),
         ({"seed": -1}, "`seed` is -1"),
+        ({"data": "cifar10", "width": 0}, "`width` is 0, but must be above 0"),
     ],
 )
 def test_wrong_settings_raise_one_sentence(settings, message):
