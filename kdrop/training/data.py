@@ -14,6 +14,7 @@ import tensorflow as tf
 from kdrop.errors import UserError, check_choice
 
 # The image sets of tensorflow-datasets, and the servers that they are downloaded from.
+# A new one needs a preset in `experiment` and a vote size in `comparison`, too.
 HOSTS = {"cifar10": "www.cs.toronto.edu", "mnist": "storage.googleapis.com"}
 SETS = ("spiral", *HOSTS)
 PROBE_SECONDS = 2.0
