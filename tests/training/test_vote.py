@@ -12,7 +12,7 @@ from runs import small
 
 import kdrop
 from kdrop.ensemble.calibration import MEASURES
-from kdrop.training import report
+from kdrop.training import export
 from kdrop.training.comparison import Comparison, compare
 from kdrop.training.data import load
 from kdrop.training.devices import ALONE
@@ -83,7 +83,7 @@ def exported(monkeypatch):
         draw(folder)
         return folder
 
-    monkeypatch.setattr(report, "export", draw_only)
+    monkeypatch.setattr(export, "export", draw_only)
     return arguments
 
 
