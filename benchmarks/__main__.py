@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import harness, inference, layers, scaling, training
 from kdrop.errors import UserError, check_choice, one_sentence
+
+with one_sentence("benchmarks", "train,serve"):
+    from benchmarks import harness, inference, layers, scaling, training
 
 SUBJECTS = {**layers.SUBJECTS, **inference.SUBJECTS, **training.SUBJECTS}
 COMPARISONS = {n: c for subject in SUBJECTS.values() for n, c in subject.items()}

@@ -1,8 +1,7 @@
 """Compare variants of one piece of work, as ratios to a baseline.
 
 Fresh processes measure all variants in turn, several times. A ratio divides two medians
-of one process; the result is the median of the ratios, with their range. So neither a
-machine that changes its speed nor the address of a tensor looks like a difference.
+of one process; the result is the median of the ratios, with their range.
 """
 
 import json
