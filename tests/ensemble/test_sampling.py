@@ -155,6 +155,7 @@ def test_a_sampler_checks_its_arguments():
         ({"inputs": [[1.0, 2.0]]}, "`inputs` must be an array .* float"),
         ({"inputs": [INPUTS, INPUTS[:3]]}, r"ndarray\(50, 8\), ndarray\(3, 8\)"),
         ({"inputs": INPUTS[:0]}, "`inputs` must hold one example at least"),
+        ({"inputs": keras.ops.ones(())}, "`inputs` must be an array .*"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):

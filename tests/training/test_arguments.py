@@ -86,6 +86,12 @@ def test_wrong_arguments_raise_one_sentence(arguments, message):
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_only_names_of_settings_become_options():
+    with pytest.raises(UserError, match="^--batch-size and `units`$"):
+        with options_in_errors():
+            raise UserError("`batch_size` and `units`")
+
+
 def test_a_failed_write_points_to_resume():
     with pytest.raises(UserError, match="No space left.*--resume continues"):
         with options_in_errors():
