@@ -1,8 +1,13 @@
-"""The examples in the docstrings of all public names, executed."""
+"""The examples in the docstrings of all public names, executed.
+
+As in Keras's, keras, kdrop and numpy are imported beforehand.
+"""
 
 import doctest
 import inspect
 
+import keras
+import numpy
 import pytest
 
 import kdrop
@@ -30,7 +35,8 @@ OBJECTS = public_objects()
 def test_a_public_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for examples that write files
     docstring = inspect.getdoc(OBJECTS[name]) or ""
-    example = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)
+    names = {"keras": keras, "kdrop": kdrop, "numpy": numpy}
+    example = doctest.DocTestParser().get_doctest(docstring, names, name, None, None)
     assert example.examples, f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     output = []

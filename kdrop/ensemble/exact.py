@@ -54,7 +54,6 @@ def subnetworks(model, inputs):
     [Baldi and Sadowski, 2013](https://papers.nips.cc/paper/4878-understanding-dropout),
     section 2
 
-    >>> import keras, numpy, kdrop
     >>> model = keras.Sequential([keras.Input((2,)), kdrop.VanillaDropout(0.5)])
     >>> ensemble = kdrop.subnetworks(model, numpy.array([[2.0, 6.0]]))
     >>> ensemble.count, ensemble.arithmetic.tolist(), ensemble.difference

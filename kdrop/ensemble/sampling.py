@@ -45,7 +45,6 @@ class Sampler(keras.Model):
 
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4
 
-    >>> import keras, numpy, kdrop
     >>> model = keras.Sequential([keras.Input((4,)), kdrop.InvertedDropout(0.5)])
     >>> sampler, ones = kdrop.Sampler(model, seed=1), numpy.ones((2, 4))
     >>> [float(x) for x in numpy.unique(sampler(ones))]
@@ -163,7 +162,6 @@ def sample(
     Reference: [Gal and Ghahramani, 2016](https://arxiv.org/abs/1506.02142), section 4;
     `consistent`: [Kirsch et al., 2019](https://arxiv.org/abs/1906.08158), section 3.3
 
-    >>> import keras, numpy, kdrop
     >>> model = keras.Sequential([keras.Input((4,)), kdrop.InvertedDropout(0.5)])
     >>> samples = kdrop.sample(model, numpy.ones((3, 4)), passes=100, seed=1, verbose=0)
     >>> samples.shape, bool(abs(samples.mean() - 1) < 0.15)

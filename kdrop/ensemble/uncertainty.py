@@ -55,7 +55,6 @@ def summarise(
     Reference: [Gal, 2016](https://www.cs.ox.ac.uk/people/yarin.gal/website/thesis/thesis.pdf),
     section 3.3
 
-    >>> import numpy, kdrop
     >>> samples = numpy.array([[[1.0, 0.0]], [[0.5, 0.5]]])  # two, of one example
     >>> summary = kdrop.summarise(samples)
     >>> summary.mean.tolist(), summary.std.tolist()

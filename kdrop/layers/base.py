@@ -212,7 +212,6 @@ def drop_layers(model):
         List of layers, the model itself included if it is one, in the order in which
         Keras saves them. The order survives a save and a load.
 
-    >>> import keras, kdrop
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.2), keras.layers.Dense(3)])
     >>> [layer.rate for layer in kdrop.drop_layers(model)]
     [0.2]

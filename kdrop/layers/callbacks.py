@@ -26,7 +26,6 @@ class StepClock(keras.callbacks.Callback):
     A resumed run has the masks of an uninterrupted one. The clock does nothing on JAX,
     which reuses the values of the first call when it recomputes.
 
-    >>> import keras, numpy, kdrop
     >>> drop = kdrop.InvertedDropout(0.5)
     >>> block = keras.Sequential([keras.layers.Dense(4), drop])
     >>> model = keras.Sequential([block, keras.layers.Dense(1)])
@@ -129,7 +128,6 @@ class RateSchedule(keras.callbacks.Callback):
             there is no layer to set, or `by="step"` and the number of steps in an epoch
             is unknown.
 
-    >>> import keras, numpy, kdrop
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.5), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
     >>> ramp = kdrop.RateSchedule(lambda progress: 0.4 * progress, by="epoch")

@@ -39,7 +39,6 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
 
     Shapes: those of the wrapped layer. `seed` and errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.ConcreteDropout(keras.layers.Dense(2), 1e-6, 1e-5, seed=1)
     >>> outputs = layer(keras.ops.ones((3, 4)), training=True)
     >>> print(outputs.shape, f"{layer.rate:.1f}", len(layer.losses))

@@ -33,7 +33,6 @@ class ExactDropout(UnitNoise):
 
     Other arguments, shapes and errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.ExactDropout(0.3, seed=1)
     >>> outputs = layer(keras.ops.ones((3, 10)), training=True)
     >>> print(keras.ops.convert_to_numpy(keras.ops.sum(outputs == 0, axis=1)))

@@ -45,7 +45,6 @@ class SpatialDropout1D(SpatialDropout):
     As `SpatialDropout2D` (Tompson et al., section 3.2), on
     `(batch, steps, channels)` and without `data_format`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.SpatialDropout1D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 2, 6)), training=True)
     >>> print(keras.ops.convert_to_numpy(outputs[0]))
@@ -75,7 +74,6 @@ class SpatialDropout2D(SpatialDropout):
     Input shape: `(batch, height, width, channels)` or, if channels come first,
     `(batch, channels, height, width)`. Output shape: the same.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.SpatialDropout2D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 8, 8, 6)), training=True)
     >>> print(keras.ops.convert_to_numpy(keras.ops.mean(outputs, axis=(1, 2))))
@@ -94,7 +92,6 @@ class SpatialDropout3D(SpatialDropout):
     As `SpatialDropout2D` (Tompson et al., section 3.2), on maps of depth,
     height and width.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.SpatialDropout3D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 4, 4, 4, 6)), training=True)
     >>> print(keras.ops.convert_to_numpy(keras.ops.mean(outputs, axis=(1, 2, 3))))
@@ -146,7 +143,6 @@ class DropBlock1D(DropBlock):
 
     As `DropBlock2D` (Ghiasi et al., section 3), on maps of one dimension.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.DropBlock1D(0.5, block_size=3, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 12, 1)), training=True)
     >>> print(keras.ops.convert_to_numpy(outputs[0, :, 0]))
@@ -174,7 +170,6 @@ class DropBlock2D(DropBlock):
 
     Other arguments, shapes and errors: those of `SpatialDropout2D`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.DropBlock2D(0.5, block_size=2, seed=2, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 4, 6, 1)), training=True)
     >>> print(keras.ops.convert_to_numpy(outputs[0, :, :, 0]))
@@ -195,7 +190,6 @@ class DropBlock3D(DropBlock):
 
     As `DropBlock2D` (Ghiasi et al., section 3), on maps of depth, height and width.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.DropBlock3D(0.25, block_size=2, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((8, 8, 8, 8, 32)), training=True)
     >>> print(f"{keras.ops.mean(keras.ops.cast(outputs == 0, 'float32')):.2f}")
@@ -215,7 +209,6 @@ class DropPath(Drop):
 
     Arguments, shapes and errors: those of `InvertedDropout`, without `noise_shape`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.DropPath(0.5, seed=2, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((3, 4)), training=True)))
     [[0. 0. 0. 0.]
@@ -246,7 +239,6 @@ class StochasticDepth(DropPath):
 
     Arguments, shapes and errors: those of `InvertedDropout`, without `noise_shape`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.StochasticDepth(0.25)
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 4)))))
     [[0.75 0.75 0.75 0.75]]

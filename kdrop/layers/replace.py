@@ -60,7 +60,6 @@ def replace(model, in_place=False):
         ValueError: If `model` is not a model, if a rate is 1, or if `in_place` is
             `False` and Keras cannot copy the model. The model is then unchanged.
 
-    >>> import keras, kdrop
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.3)])
     >>> layer = kdrop.replace(model).layers[0]
     >>> type(layer).__name__, layer.rate

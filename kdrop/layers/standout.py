@@ -35,7 +35,6 @@ class StandoutDropout(Noise):
     Input shape: `(batch, ..., units)`, of a known number of units. Output shape: the
     same. Weight shape: `(units, units)`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.StandoutDropout(alpha=0.0, seed=1, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((2, 6)), training=True)))
     [[2. 0. 0. 2. 0. 0.]

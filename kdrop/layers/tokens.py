@@ -38,7 +38,6 @@ class TokenDropout(Drop):
     Input shape: `(batch, tokens, features)`. Output shape: `(batch, remaining,
     features)`; `remaining` is `None` in a symbolic shape, as inference keeps all.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.TokenDropout(0.5, 1, return_indices=True, seed=1, name="drop")
     >>> outputs, indices = layer(keras.ops.ones((2, 9, 3)), training=True)
     >>> print(tuple(outputs.shape), keras.ops.convert_to_numpy(indices[0]))

@@ -49,7 +49,6 @@ class InvertedDropout(UnitNoise):
         ValueError: For an invalid argument, inputs that are not one dense tensor of a
             float dtype, or a `noise_shape` that does not broadcast to their shape.
 
-    >>> import keras, kdrop, numpy
     >>> layer = kdrop.InvertedDropout(0.5, seed=1, name="drop")
     >>> print(numpy.asarray(layer(keras.ops.ones((2, 6)), training=True)))
     [[2. 0. 0. 2. 0. 0.]
@@ -71,7 +70,6 @@ class VanillaDropout(UnitNoise):
 
     Arguments, shapes and errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.VanillaDropout(0.25, seed=1, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 4)))))
     [[0.75 0.75 0.75 0.75]]
@@ -94,7 +92,6 @@ class GaussianDropout(UnitNoise):
 
     Arguments, shapes and errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.GaussianDropout(0.2, seed=1, name="drop")
     >>> noise = layer(keras.ops.ones((1000, 1000)), training=True)
     >>> print(f"{keras.ops.mean(noise):.2f} {keras.ops.var(noise):.2f}")
@@ -116,7 +113,6 @@ class UniformDropout(UnitNoise):
 
     Arguments, shapes and errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.UniformDropout(0.1, seed=1, name="drop")
     >>> noise = layer(keras.ops.ones((100, 100)), training=True)
     >>> print(f"{keras.ops.min(noise):.2f} {keras.ops.max(noise):.2f}")
@@ -137,7 +133,6 @@ class AlphaDropout(UnitNoise):
 
     Arguments, shapes and errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.AlphaDropout(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.random.normal((1000, 1000), seed=1), training=True)
     >>> print(f"{abs(keras.ops.mean(outputs)):.2f} {keras.ops.var(outputs):.2f}")

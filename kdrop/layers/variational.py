@@ -37,7 +37,6 @@ class VariationalDropout(Noise, keras.layers.Dense):
 
     Shapes: those of `keras.layers.Dense`. Errors: those of `InvertedDropout`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.VariationalDropout(2, divergence_weight=1e-3, per="layer")
     >>> outputs = layer(keras.ops.ones((3, 4)), training=True)
     >>> print(outputs.shape, layer.rate.round(2), len(layer.losses))

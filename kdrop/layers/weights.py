@@ -94,7 +94,6 @@ class DropConnectDense(keras.layers.Dense, Connections):
 
     Input shape: `(batch, ..., size)`. Output shape: `(batch, ..., units)`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.DropConnectDense(
     ...     3, 0.5, seed=1, name="drop", kernel_initializer="ones")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((2, 4)), training=True)))
@@ -135,7 +134,6 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
     Arguments, shapes and errors: those of `keras.layers.Conv2D` with `rate` after
     `kernel_size`, and those of `DropConnectDense`.
 
-    >>> import keras, kdrop
     >>> layer = kdrop.DropConnectConv2D(8, 3, 0.5, activation="relu")
     >>> print(layer(keras.ops.ones((2, 28, 28, 1)), training=True).shape)
     (2, 26, 26, 8)

@@ -10,7 +10,6 @@ def spiral_mlp(
 ):
     """ReLU layers of the widths in `hidden`, each followed by a place for dropout.
 
-    >>> import kdrop
     >>> model = kdrop.models.spiral_mlp(kdrop.InvertedDropout, 0.2, hidden=(64,))
     >>> [layer.name for layer in kdrop.drop_layers(model)], model.output_shape
     (['drop_1'], (None, 3))
@@ -26,7 +25,6 @@ def mnist_mlp(
 ):
     """`spiral_mlp` for flattened images, as wide as those of Srivastava et al. (2014).
 
-    >>> import kdrop
     >>> model = kdrop.models.mnist_mlp(kdrop.GaussianDropout, hidden=(32,))
     >>> model.count_params() - model.get_layer("standardise").count_params()
     25450
@@ -41,7 +39,6 @@ def concat_mlp(
 ):
     """ReLU layers with dropout; the output layer sees all of them concatenated.
 
-    >>> import kdrop
     >>> model = kdrop.models.concat_mlp(kdrop.ExactDropout, hidden=(32, 16))
     >>> model.get_layer("probabilities").input.shape
     (None, 48)
@@ -64,7 +61,6 @@ def alexnet(dropout=None, rate=0.5, *, hidden=(4096, 4096), **common):
     Images of another size are resized inside the model. The layout is the single
     column of [Krizhevsky, 2014](https://arxiv.org/abs/1404.5997).
 
-    >>> import kdrop
     >>> model = kdrop.models.alexnet(kdrop.InvertedDropout, hidden=(16,), classes=5)
     >>> model.input_shape, model.output_shape
     ((None, 32, 32, 3), (None, 5))
@@ -97,7 +93,6 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     Places for dropout follow each of the three poolings and each dense layer; the
     default rates are 0.1, 0.1 and 0.2, then 0.5.
 
-    >>> import kdrop
     >>> model = kdrop.models.alexnet32(kdrop.DropBlock2D, width=4, hidden=(16,))
     >>> [(type(x).__name__, x.rate) for x in kdrop.drop_layers(model)[1:]]
     [('DropBlock2D', 0.1), ('DropBlock2D', 0.2), ('InvertedDropout', 0.5)]
@@ -129,7 +124,6 @@ def srivastava_cnn(
     Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
     appendix B.2
 
-    >>> import kdrop
     >>> model = kdrop.models.srivastava_cnn(kdrop.InvertedDropout, hidden=(16,))
     >>> [layer.rate for layer in kdrop.drop_layers(model)]
     [0.1, 0.25, 0.25, 0.5, 0.5]

@@ -26,7 +26,6 @@ class NormPenalty(keras.regularizers.L1L2):
         coefficient: Weight of both norms. At an all-zero parameter their gradient is 0.
         l1, l2: Weights of the absolute and the squared values, which are added.
 
-    >>> import kdrop, numpy
     >>> float(kdrop.models.NormPenalty(0.5)(numpy.array([3.0, -4.0])))
     6.0
     """

@@ -65,7 +65,7 @@ def export(
         ValueError: If `model` is not a `keras.Model`, or has not been built.
 
     >>> import tempfile
-    >>> import keras, tensorflow as tf
+    >>> import tensorflow as tf
     >>> from kdrop import InvertedDropout
     >>> from kdrop.serving import export
     >>> layers = [keras.Input((2,)), InvertedDropout(0.5), keras.layers.Softmax()]
