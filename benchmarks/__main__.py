@@ -54,8 +54,7 @@ def main() -> int:
         console.print(harness.table(rows))
     if rows and options.csv:
         with options.csv.open("w", newline="") as file:
-            lines = [rows[0], *(row.values() for row in rows)]
-            csv.writer(file).writerows(lines)
+            csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
     return code
 
 

@@ -70,8 +70,7 @@ def steps(shape, names, mode="graph", dtype="float32", calls=2) -> Variants:
             layer = drop_layer(name, dtype=dtype)
             step, outputs = both_ways(layer), layer(inputs, training=True)
         if mode != "eager":
-            xla = True if mode == "xla" else None
-            step = tf.function(step, jit_compile=xla, autograph=False)
+            step = tf.function(step, jit_compile=mode == "xla" or None, autograph=False)
         upstream = normal(tuple(outputs.shape), 1, dtype)
         return timed(lambda: step(inputs, upstream), calls)
 

@@ -60,8 +60,7 @@ def lines(
 ) -> None:  # fmt: skip
     """Draw mean and standard error against a number.
 
-    A panel has lines, and a line the values at each x. `axes` are further settings of
-    matplotlib's axes, as `ylim`.
+    A panel has lines, and a line the values at each x. `axes` go to matplotlib's `set`.
     """
     figure = Figure((7.2, 3.6))
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -73,8 +72,11 @@ def lines(
             means, errors = zip(*map(summary, points.values()), strict=True)
             panel.errorbar(list(points), means, yerr=errors, **style, **BARS)
     drawn[0].set_ylabel(label)
+    note, top = "Bars: standard error over the seeds.", drawn[0].get_ylim()[1]
+    if max(panel.dataLim.ymax for panel in drawn) > top:
+        note += f" Not shown: values above {top:.3g}."
     handles = [entry(name, **style) for name, style in styles.items()]
-    _save(figure, path, title, handles, "Bars: standard error over the seeds.")
+    _save(figure, path, title, handles, note)
 
 
 def _save(figure: Figure, path: Path, title: str, handles: list, note: str) -> None:

@@ -62,10 +62,10 @@ class Runner:
             message = "A process has died, perhaps for lack of memory: run the same "
             raise UserError(f"{message}command again, or with --jobs 1.") from error
 
-    def run(self, experiments: Mapping[str, Experiment]) -> dict[Experiment, Metrics]:
-        """The metrics of each experiment; the names are for the printed lines."""
+    def run(self, names: Mapping[Experiment, str]) -> dict[Experiment, Metrics]:
+        """The metrics of each experiment; its name is for the printed line."""
         metrics, futures = {}, {}
-        for name, experiment in experiments.items():
+        for experiment in names:
             path = self.folder / f"{experiment.key()}.json"
             if path.exists():
                 try:
@@ -75,14 +75,14 @@ class Runner:
                     raise UserError(message) from error
             else:
                 future = self.pool.submit(_run, experiment, path, *self.arguments)
-                futures[future] = name
+                futures[future] = experiment
         for future in track(
             as_completed(futures), "", len(futures), console=self.console,
             transient=True, disable=not self.console.is_terminal,
         ):  # fmt: skip
-            result = metrics[experiments[futures[future]]] = future.result()
+            result = metrics[futures[future]] = future.result()
             accuracy = f"validation accuracy {result['validation_accuracy']:.4f}"
-            self.console.print(f"{futures[future]}  {accuracy}", highlight=False)
+            self.console.print(f"{names[futures[future]]}  {accuracy}", highlight=False)
         return metrics
 
 

@@ -111,7 +111,7 @@ def answer(study: Study, runner: Runner) -> list[Result]:
     """
     searched = runner.run(
         {
-            f"{arm.label} {words}": candidate
+            candidate: f"{arm.label} {words}"
             for arm in study.arms
             for candidate, words in settings(arm).items()
             if words
@@ -123,7 +123,7 @@ def answer(study: Study, runner: Runner) -> list[Result]:
         seeds = range(chosen.seed, chosen.seed + study.seeds)
         seeded[arm.label] = [replace(chosen, seed=seed) for seed in seeds]
     runs = [(label, each) for label in seeded for each in seeded[label]]
-    metrics = runner.run({f"{label} seed {each.seed}": each for label, each in runs})
+    metrics = runner.run({each: f"{label} seed {each.seed}" for label, each in runs})
     return [
         Result(
             arm,

@@ -11,7 +11,8 @@ import keras
 import pytest
 import tensorflow as tf
 
-# What is to hold on every backend; the rest is of TensorFlow.
+# What is to hold on every backend; the rest is of TensorFlow. The words are the same on
+# each, so that their statistics are.
 EVERYWHERE = {
     f"test_{name}.py"
     for name in (
@@ -51,7 +52,7 @@ tf.config.set_logical_device_configuration(
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--blocks", type=int, default=1, help="test_bits.py: of 2^22 random words"
+        "--blocks", type=int, default=1, help="test_bit_statistics.py: of 2^22 words"
     )
     parser.addoption(
         "--requests", type=int, default=400, help="test_server.py: number of requests"

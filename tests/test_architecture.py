@@ -53,12 +53,12 @@ def part_of(module):
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_file_imports_only_from_the_floors_below(path):
-    own = part_of(".".join(path.with_suffix("").parts))
-    assert own is not None, f"{path} belongs to no part"
+    part = part_of(".".join(path.with_suffix("").parts))
+    assert part is not None, f"{path} belongs to no part"
     for name in imported(path):
         other = part_of(name)
-        if other is not None and other != own:
-            assert FLOOR[other] < FLOOR[own], f"{path} imports {name}"
+        if other is not None and other != part:
+            assert FLOOR[other] < FLOOR[part], f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -94,6 +94,7 @@ def test_one_file_imports_private_modules(private, file):
     assert users == {file}
 
 
+@pytest.mark.slow
 def test_import_loads_neither_data_sets_nor_plots():
     # Keras itself imports matplotlib where it finds it.
     code = (

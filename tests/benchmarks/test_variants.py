@@ -25,7 +25,10 @@ def test_dropout_in_each_mode(mode):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("maps", (2, 8, 8, 3)), ("tokens", (2, 9, 4))],
+    [
+        pytest.param("maps", (2, 8, 8, 3), marks=pytest.mark.slow),
+        ("tokens", (2, 9, 4)),
+    ],
 )
 def test_layers_against_a_copy(name, shape):
     comparison = layers.LAYERS[name]
@@ -35,6 +38,7 @@ def test_layers_against_a_copy(name, shape):
         assert set(comparison.limits) < set(variants)
 
 
+@pytest.mark.slow
 def test_connections():
     check(layers.connections(2, 4), "keras Dense")
 
@@ -50,6 +54,7 @@ def test_a_step_goes_both_ways_through_the_layer():
     assert abs(np.sum(mask) - 2048) < 192
 
 
+@pytest.mark.slow
 def test_lengths_and_memory():
     for mode in "eager", "graph":
         assert layers.seconds_per_length("InvertedDropout", mode, count=3) > 0
@@ -73,6 +78,7 @@ def test_requests():
     check(inference.requests(calls=8), "600 a second", "4 connections")
 
 
+@pytest.mark.slow
 def test_each_network_has_its_dropout(monkeypatch):
     names, layer = [], training.drop_layer
 
@@ -86,6 +92,7 @@ def test_each_network_has_its_dropout(monkeypatch):
     check(variants, "none")
 
 
+@pytest.mark.slow
 def test_the_spiral():
     check(training.spiral(steps=2), "NumPy")
 
@@ -118,6 +125,38 @@ def test_a_step_is_computation_and_a_ring(batch, devices, seconds):
     assert step_seconds(cost, batch, devices, 4096, 0.0625) == seconds
 
 
+@pytest.mark.parametrize(
+    ("seconds", "fixed", "per_example"),
+    [
+        ((0.75, 1.0, 1.5), 0.5, 0.125),
+        ((0.1, 0.5, 1.5), 0.0, (0.1 / 2 + 0.5 / 4 + 1.5 / 8) / 3),  # below 0 at 0
+        ((1.0, 1.5, 2.0), None, None),
+    ],
+)
+def test_the_cost_is_a_line_of_least_relative_errors(
+    seconds, fixed, per_example, monkeypatch
+):
+    sizes = (2, 4, 8)
+    if fixed is None:  # no line through all three
+        relative = np.transpose([np.ones(3), sizes]) / np.transpose([seconds])
+        fixed, per_example = np.linalg.lstsq(relative, np.ones(3))[0]
+        assert fixed > 0
+
+    def step_of(model, dataset):
+        return lambda: len(next(iter(dataset))[1])
+
+    def timed(step, calls=1):
+        return lambda: seconds[sizes.index(step())]
+
+    monkeypatch.setattr(scaling, "training_step", step_of)
+    monkeypatch.setattr(scaling, "timed", timed)
+    cost = scaling.measure("spiral_mlp", 8)
+    assert cost[:2] == pytest.approx((fixed, per_example))
+    layer_sizes = (2, 256), (256, 256), (256, 3)
+    assert cost.gradients == 4 * sum((n + 1) * units for n, units in layer_sizes)
+
+
+@pytest.mark.slow
 def test_the_scaling_report(capsys):
     scaling.report(Console(width=120), {"spiral_mlp": 8})
     output = capsys.readouterr().out

@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 from family import assert_frequency, assert_independent
 from keras import ops
-from networks import JAX, NETWORKS, Opaque, branches, dense, mlp, sample
+from networks import JAX, NETWORKS, Opaque, branches, dense, masked, mlp, sample
 
 import kdrop
 from kdrop import InvertedDropout, VanillaDropout
 from kdrop.ensemble.split import SplitModel
 
+FAST = {branches, masked}  # a graph with all kinds of calls, and one of Keras masks
 counting = pytest.mark.skipif(JAX, reason="layers have no state in jax.jit")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in NETWORKS],
+)
 def test_a_split_model_has_the_samples_of_the_whole(network):
     model = network()
     samples = sample(model)
@@ -152,13 +156,14 @@ FOLDED = {
 }
 FOLDED["graph"] = folded_in_the_graph
 FOLDED["unknown length"] = time_first_of_unknown_length
+MIXED = {"folded", "position", "unknown length"}
 WINDOWS = np.ones((10, 12, 32), "float32")
 
 
 @pytest.mark.parametrize(
     "network",
     [
-        pytest.param(network, marks=[pytest.mark.slow] if "," in form else [], id=form)
+        pytest.param(network, marks=[pytest.mark.slow] * (form not in MIXED), id=form)
         for form, network in FOLDED.items()
     ],
 )

@@ -27,6 +27,7 @@ def test_layers_in_a_model(run):
     assert variables["accuracy"] > 0.8  # of two equal classes
 
 
+@pytest.mark.slow
 def test_monte_carlo_dropout_is_less_certain_away_from_the_data(run):
     variables, output = run("monte_carlo_dropout")
     deviation, x = np.ravel(variables["votes"].std), variables["points"][:, 0]
@@ -34,6 +35,7 @@ def test_monte_carlo_dropout_is_less_certain_away_from_the_data(run):
     assert output.count("\n") == 2 + len(x)
 
 
+@pytest.mark.slow
 def test_serving_is_uncertain_on_the_border(run):
     variables, output = run("serving")
     assert "[-1.  0.]: left" in output and "[1. 0.]: right" in output

@@ -157,9 +157,8 @@ def test_a_fit_after_the_clock_draws_for_each_call_again():
     assert abs(losses[0] - 0.5) < bound and abs(losses[2] - 0.5) < bound
 
 
-@pytest.mark.parametrize(
-    "clock_first", [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("clock_first", [True, False])
 def test_the_clock_resumes_after_a_backup(clock_first, tmp_path):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -102,48 +102,50 @@ def with_head(backbone):
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
 @pytest.mark.parametrize("name", MODELS)
 def test_backbone(name, in_place, tmp_path):
-    theirs = build(name)
-    inputs = batch(theirs)
-    expected = theirs(inputs)
-    count = len(remaining(theirs))
-    ours = kdrop.replace(theirs, in_place=in_place)
-    assert type(ours) is type(theirs) and (ours is theirs) == in_place
-    assert_equal(ours(inputs), expected)
-    assert count and not remaining(ours)
-    assert len(remaining(theirs)) == (0 if in_place else count)
+    original = build(name)
+    inputs = batch(original)
+    expected = original(inputs)
+    count = len(remaining(original))
+    replaced = kdrop.replace(original, in_place=in_place)
+    assert type(replaced) is type(original) and (replaced is original) == in_place
+    assert_equal(replaced(inputs), expected)
+    assert count and not remaining(replaced)
+    assert len(remaining(original)) == (0 if in_place else count)
     dropouts = [
-        x for x in keras_internals.layers_of(ours) if type(x) is kdrop.InvertedDropout
+        x
+        for x in keras_internals.layers_of(replaced)
+        if type(x) is kdrop.InvertedDropout
     ]
     assert len(dropouts) >= count
-    assert differ(kdrop.Sampler(ours)(inputs), expected)
+    assert differ(kdrop.Sampler(replaced)(inputs), expected)
 
     # In training every drop layer drops that KerasHub calls. It does not call these.
     unused = "feedforward_dropout" if name == "GPTNeoX" else None
     dropouts = [layer for layer in dropouts if layer.name != unused]
-    model = with_head(ours)
+    model = with_head(replaced)
     model.compile("adam", "sparse_categorical_crossentropy")
     before = [x.draw_count for x in dropouts]
     model.fit(inputs, np.array([0, 1, 0, 1]), verbose=0)
     assert all(x.draw_count > n for x, n in zip(dropouts, before, strict=True))
-    assert differ(ours(inputs), expected)
+    assert differ(replaced(inputs), expected)
 
     # Saved, loaded and replaced again, it has the same samples.
     path = tmp_path / "model.keras"
-    ours.save(path)
+    replaced.save(path)
     again = kdrop.replace(keras.models.load_model(path), in_place=True)
     again.load_weights(path)
-    assert type(again) is type(theirs) and not remaining(again)
-    assert_equal(again(inputs), ours(inputs))
-    one, other = (kdrop.Sampler(model, seed=1)(inputs) for model in (again, ours))
+    assert type(again) is type(original) and not remaining(again)
+    assert_equal(again(inputs), replaced(inputs))
+    one, other = (kdrop.Sampler(model, seed=1)(inputs) for model in (again, replaced))
     assert_equal(one, other)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sample(name):
-    ours = kdrop.replace(build(name), in_place=True)
-    inputs = batch(ours)
-    samples = kdrop.sample(ours, inputs, passes=3, seed=1, verbose=0)
-    for sample, output in zip(results(samples), results(ours(inputs)), strict=True):
+    replaced = kdrop.replace(build(name), in_place=True)
+    inputs = batch(replaced)
+    samples = kdrop.sample(replaced, inputs, passes=3, seed=1, verbose=0)
+    for sample, output in zip(results(samples), results(replaced(inputs)), strict=True):
         assert sample.shape == (3, *output.shape)
     assert any(np.any(x[0] != x[1]) for x in results(samples))
 
@@ -159,14 +161,14 @@ def test_generate(name, in_place, tmp_path):
         return model.generate(inputs, stop_token_ids=None)["token_ids"]
 
     kind = getattr(keras_hub.models, f"{name}CausalLM")
-    theirs = kind(backbone=build(name), preprocessor=None)
-    theirs.compile(sampler="greedy")
-    expected = generate(theirs)
-    ours = kdrop.replace(theirs, in_place=in_place)
-    assert type(ours) is kind and not remaining(ours)
-    ours.compile(sampler="greedy")
-    assert_equal(generate(ours), expected)
-    ours.save(tmp_path / "model.keras")
+    original = kind(backbone=build(name), preprocessor=None)
+    original.compile(sampler="greedy")
+    expected = generate(original)
+    replaced = kdrop.replace(original, in_place=in_place)
+    assert type(replaced) is kind and not remaining(replaced)
+    replaced.compile(sampler="greedy")
+    assert_equal(generate(replaced), expected)
+    replaced.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     loaded.compile(sampler="greedy")
     assert_equal(generate(loaded), expected)
@@ -174,7 +176,7 @@ def test_generate(name, in_place, tmp_path):
 
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
 def test_paths_of_kerashub_are_named(in_place):
-    theirs = keras_hub.models.MiTBackbone(
+    original = keras_hub.models.MiTBackbone(
         layerwise_depths=[2, 2],
         num_layers=2,
         layerwise_num_heads=[1, 2],
@@ -185,10 +187,10 @@ def test_paths_of_kerashub_are_named(in_place):
         image_shape=(16, 16, 3),
         hidden_dims=[4, 8],
     )
-    inputs = batch(theirs)
-    expected = theirs(inputs)
+    inputs = batch(original)
+    expected = original(inputs)
     with pytest.warns(UserWarning, match="does not sample: .*drop_path"):
-        ours = kdrop.replace(theirs, in_place=in_place)
-    assert type(ours) is keras_hub.models.MiTBackbone
-    assert_equal(ours(inputs), expected)
-    assert all("drop_path" in name for name in remaining(ours))
+        replaced = kdrop.replace(original, in_place=in_place)
+    assert type(replaced) is keras_hub.models.MiTBackbone
+    assert_equal(replaced(inputs), expected)
+    assert all("drop_path" in name for name in remaining(replaced))

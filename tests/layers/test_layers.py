@@ -32,25 +32,24 @@ DIFFERENT = ("InvertedDropout", "AlphaDropout", "DropBlock2D", "StochasticDepth"
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "rate"),
+    ("name", "dtype"),
     [
-        (name, dtype, rate)
+        pytest.param(name, dtype, marks=[pytest.mark.slow] * dtype.startswith("float"))
         for name in DROPPING
         for dtype in ("float64", "float32", "bfloat16", "float16")
-        for rate in (1e-3, 0.1, 0.999)
-        if (name in DIFFERENT and (dtype == "bfloat16" or rate != 0.1))
-        or (dtype, rate) == ("bfloat16", 0.1)
+        if name in DIFFERENT or dtype == "bfloat16"
     ],
 )
-def test_dropped_fraction_is_the_rate_in_every_dtype(name, dtype, rate):
+def test_dropped_fraction_is_the_rate_in_every_dtype(name, dtype):
     case = DROPPING[name]
     if BACKEND == "jax" and dtype == "float64":
         pytest.skip("JAX has no float64 by default")
     if case.exact:
         pytest.skip("drops an exact count")
-    layer = case.make(rate, dtype=dtype)
-    dropped_value = numpy(ops.cast(case.dropped_value(rate), dtype))
-    for _ in range(2):
+    layer = case.make(0.5, dtype=dtype)
+    for rate in (1e-3, 0.1, 0.999):
+        layer.rate = rate
+        dropped_value = numpy(ops.cast(case.dropped_value(rate), dtype))
         outputs = case.draws(layer, dtype)
         mask = np.isclose(outputs, dropped_value, rtol=1e-2, atol=1e-6)
         assert_frequency(mask, rate)

@@ -123,20 +123,20 @@ KERAS_CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ours", "theirs", "tests", "name"),
+    ("kdrop_name", "keras_name", "tests", "name"),
     [
-        (ours, theirs, tests, name)
-        for ours, theirs, tests in KERAS_CASES
+        (kdrop_name, keras_name, tests, name)
+        for kdrop_name, keras_name, tests in KERAS_CASES
         for name in dir(tests)
         if re.match("test_(dropout|validate|gauss|alpha)", name)
     ],
 )
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_keras_own_tests_pass(ours, theirs, tests, name, monkeypatch):
-    if (ours, name) == ("VanillaDropout", "test_dropout_rescaling"):
+def test_keras_own_tests_pass(kdrop_name, keras_name, tests, name, monkeypatch):
+    if (kdrop_name, name) == ("VanillaDropout", "test_dropout_rescaling"):
         pytest.skip("holds for inverted dropout only")
-    monkeypatch.setattr(keras_layers, theirs, FAMILY[ours].layer)
+    monkeypatch.setattr(keras_layers, keras_name, FAMILY[kdrop_name].layer)
     result = tests(name).run()
     assert result.wasSuccessful(), (result.failures + result.errors)[0][1]
 

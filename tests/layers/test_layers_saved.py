@@ -162,9 +162,9 @@ def test_weight_files_pass_to_and_from_keras_dropout(nested, tmp_path):
             return keras.Sequential([keras.Input((8,)), Nested(drop), Nested(drop)])
         return network(drop)
 
-    ours, theirs = build(InvertedDropout), build(keras.layers.Dropout)
+    kdrop_model, keras_model = build(InvertedDropout), build(keras.layers.Dropout)
     path = tmp_path / "model.weights.h5"
-    for source, target in [(ours, theirs), (theirs, ours)]:
+    for source, target in [(kdrop_model, keras_model), (keras_model, kdrop_model)]:
         source.set_weights([w + 1 for w in source.get_weights()])
         source.save_weights(path)
         target.load_weights(path)

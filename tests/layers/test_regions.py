@@ -117,9 +117,16 @@ def seeds_by_hand(layer, shape, block, rate):
 
 
 @pytest.mark.parametrize(
-    ("block_size", "data_format"), [(2, "channels_last"), (7, "channels_first")]
+    ("layer_class", "block_size", "data_format"),
+    [
+        (DropBlock1D, 2, "channels_last"),
+        (DropBlock2D, 7, "channels_first"),
+        (DropBlock3D, 2, "channels_last"),
+        pytest.param(DropBlock1D, 7, "channels_first", marks=pytest.mark.slow),
+        pytest.param(DropBlock2D, 2, "channels_last", marks=pytest.mark.slow),
+        pytest.param(DropBlock3D, 7, "channels_first", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("layer_class", BLOCKS)
 def test_a_block_starts_at_every_seed(layer_class, block_size, data_format):
     layer = layer_class(0.3, block_size, data_format, seed=7, name="drop")
     shape, block = shape_of(layer, 3, 6), [block_size] * layer.dimensions
@@ -261,7 +268,9 @@ def test_replicas_share_the_decision_of_stochastic_depth(strategy):
     assert len({each.sum() for each in outputs}) == 2
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "shape", [(), pytest.param((7,), marks=pytest.mark.slow), (2, 3, 4, 5)]
+)
 @pytest.mark.parametrize("layer_class", [DropPath, StochasticDepth])
 def test_inputs_of_any_rank_and_unknown_sizes(layer_class, shape):
     known, unknown = (layer_class(0.5, seed=1, name="drop") for _ in range(2))

@@ -62,14 +62,14 @@ def test_one_warning_names_the_layers_that_are_not_replaced(place, in_place):
     count = len(remaining(model))
     expected = value(model(INPUTS, training=False))
     with pytest.warns(UserWarning, match=f"does not sample: '{name}'") as warnings:
-        ours = kdrop.replace(model, in_place=in_place)
+        replaced = kdrop.replace(model, in_place=in_place)
     assert len(warnings) == 1
     assert warnings[0].filename == __file__
-    np.testing.assert_array_equal(value(ours(INPUTS, training=False)), expected)
-    assert not [x for x in layers_of(ours) if type(x) in KERAS_LAYERS]
-    assert_drops(ours)
-    assert ", ".join(map(repr, remaining(ours))) == f"'{name}'"
-    assert count == len(remaining(ours)) + 1
+    np.testing.assert_array_equal(value(replaced(INPUTS, training=False)), expected)
+    assert not [x for x in layers_of(replaced) if type(x) in KERAS_LAYERS]
+    assert_drops(replaced)
+    assert ", ".join(map(repr, remaining(replaced))) == f"'{name}'"
+    assert count == len(remaining(replaced)) + 1
 
 
 class Path(keras.layers.Layer):

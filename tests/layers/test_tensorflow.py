@@ -91,6 +91,7 @@ def test_gradients_of_both_orders_use_the_mask_of_the_forward_pass():
 # Exports
 
 
+@pytest.mark.slow
 def test_an_exported_model_has_no_random_operations_and_needs_no_keras(tmp_path):
     drops = kdrop.InvertedDropout(0.5), kdrop.VanillaDropout(0.5)
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), *drops])

@@ -57,10 +57,10 @@ class Holder(keras.Model):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["weights", "checkpoint"])
 def test_weight_files_pass_to_and_from_the_plain_layers(form, tmp_path):
-    ours = Holder(DropConnectDense, DropConnectConv2D)
-    theirs = Holder(keras.layers.Dense, keras.layers.Conv2D)
+    kdrop_model = Holder(DropConnectDense, DropConnectConv2D)
+    keras_model = Holder(keras.layers.Dense, keras.layers.Conv2D)
     inputs = normal(3, 4, 5, 2, dtype="float32")
-    for source, target in [(ours, theirs), (theirs, ours)]:
+    for source, target in [(kdrop_model, keras_model), (keras_model, kdrop_model)]:
         source(inputs), target(inputs)
         source.set_weights([w + 1 for w in source.get_weights()])
         if form == "weights":
@@ -70,7 +70,7 @@ def test_weight_files_pass_to_and_from_the_plain_layers(form, tmp_path):
             path = tf.train.Checkpoint(model=source).save(tmp_path / "model")
             tf.train.Checkpoint(model=target).restore(path).expect_partial()
         assert_same_weights(source, target)
-        np.testing.assert_array_equal(ours(inputs), theirs(inputs))
+        np.testing.assert_array_equal(kdrop_model(inputs), keras_model(inputs))
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from kdrop.serving import export
 from kdrop.serving.interface import Interface
 from kdrop.serving.signatures import WARM_UP, read_requests
 
-SLOW = {"dictionaries", "subclassed", "subclassed_dictionary", "sequence", "twice"}
+SLOW = {"string", "lists", "dictionaries", "subclassed", "subclassed_dictionary"}
+SLOW |= {"masked", "sequence", "twice"}
 SEEDS = np.arange(7, 7 + ROWS)
 WITHOUT_DROPOUT = {"nested": "u_1", "twice": "output_1"}  # an output of the kind
 WITHOUT_DROPOUT["subclassed_dictionary"] = "output_1"

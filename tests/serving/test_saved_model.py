@@ -84,6 +84,7 @@ def test_answers_for_a_row_do_not_depend_on_its_batch(points, signatures):
     np.testing.assert_allclose(row, batch[6:], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_tensorflow_alone_computes_the_same(
     model, points, signatures, exported_path, tmp_path
 ):

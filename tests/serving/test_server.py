@@ -120,6 +120,7 @@ def wait_until(condition, seconds=600):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_health_and_metrics(client, points):
     assert client.get("/v2/models/spiral/ready").json()["ready"]
     assert "spiral" in client.get("/v1/models").json()["models"]
@@ -128,6 +129,7 @@ def test_health_and_metrics(client, points):
     assert line in client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_concurrent_requests_get_their_answers(client, signatures, request):
     count = request.config.getoption("--requests")
     points = np.random.default_rng(1).normal(size=(count, 2)).astype("float32")
@@ -151,6 +153,7 @@ def test_concurrent_requests_get_their_answers(client, signatures, request):
         assert list(pool.map(ask, range(count))) == list(range(count))
 
 
+@pytest.mark.slow
 def test_a_new_version_takes_over_between_requests(
     client, folder, exported_path, expected, points, model, tmp_path
 ):

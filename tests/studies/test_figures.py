@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from studies import figures
 
@@ -59,3 +60,11 @@ def test_lines_are_means_with_their_standard_errors(drawn, tmp_path):
     assert right.containers[0].lines[0].get_marker() == test.lines[0].get_marker()
     assert left.get_ylim() == (0, 6) and left.get_title() == "left"
     assert (left.get_xlabel(), left.get_ylabel()) == labels
+
+
+def test_the_figure_notes_values_above_its_axes(drawn, tmp_path):
+    panels = {"one": {"test": {0.1: [4.0, 4.0], 0.9: [40.0, 45.4]}}}
+    for ylim, expected in ((0, 12), True), ((0, 50), False):
+        figures.lines(tmp_path / "f.png", "It rises", panels, "Rate", "%", ylim=ylim)
+        texts = [text.get_text() for text in drawn[-1].findobj(Text)]
+        assert any("Not shown: values above 12." in text for text in texts) == expected

@@ -32,12 +32,14 @@ def assert_same(pairs, expected):
 BOTH = {"mirror": True, "shift": 4}
 
 
-@pytest.mark.parametrize("first", [8, 9, 11])  # of 4 batches an epoch
 @pytest.mark.parametrize("augment", [{}, {"mirror": True}, {"shift": 2}, BOTH], ids=str)
-def test_a_pipeline_starts_at_any_step(part, augment, first):
+def test_a_pipeline_starts_at_any_step(part, augment):
     settings = {"shuffle_seed": 5, **augment}
     whole = read(part, 16, epochs=5, **settings)
-    assert_same(read(part, 16, epochs=5, first_step=first, **settings), whole[first:])
+    # Of 4 batches an epoch. What is augmented does not depend on the step.
+    for first in (9,) if augment else (8, 9, 11):
+        rest = read(part, 16, epochs=5, first_step=first, **settings)
+        assert_same(rest, whole[first:])
     endless = batches(part, 16, first_step=first, **settings).take(9)
     expected = whole[first : first + 9]
     assert_same(list(endless.as_numpy_iterator()), expected)

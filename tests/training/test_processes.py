@@ -1,72 +1,25 @@
 """Several processes train as one does, on the JAX backend and real sockets."""
 
-import contextlib
 import csv
 import importlib.util
 import os
-import random
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from processes import QUICK, SCRIPT, STEPS, free_port, process_starter, wait_for
 
 import kdrop  # noqa: F401, registers the layers of the models that are loaded
-
-SCRIPT = Path(__file__).parents[2] / "train.py"
-STEPS = 6  # in an epoch, of an odd number of examples
-QUICK = (
-    "--dropout InvertedDropout --rate 0.5 --hidden 16 --train-size 101 --validation 0 "
-    f"--batch-size 101 --epochs 20 --steps-per-epoch {STEPS}"
-).split()
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX"),
     pytest.mark.slow,
 ]
-
-
-def free_port():
-    """A port outside the range from which the system assigns ports to connections."""
-    while True:
-        port = random.randrange(20_000, 32_768)
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
-
-
-@contextlib.contextmanager
-def process_starter(folder, coordinator):
-    """Yields a function that starts one of several processes; kills them at the end."""
-    running = []
-
-    def start(process, processes, *options, command=(SCRIPT, *QUICK)):
-        arguments = f"--processes {processes} --process-id {process}".split()
-        if processes > 1:
-            arguments += ["--coordinator", coordinator]
-        running.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, [*command, *arguments, *options])],
-                cwd=folder,
-                env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return running[-1]
-
-    try:
-        yield start
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture
@@ -78,12 +31,6 @@ def coordinator():
 def start(tmp_path, coordinator):
     with process_starter(tmp_path, coordinator) as start:
         yield start
-
-
-def wait_for(process, timeout=600):
-    """Exit code, standard output and standard error of a process."""
-    out, errors = process.communicate(timeout=timeout)
-    return process.returncode, out, errors
 
 
 def result(folder):
@@ -266,8 +213,8 @@ def assert_same(actual, expected):
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-3)
     # Rounding differences grow: the first 54 steps agree better.
     np.testing.assert_allclose(actual[0][:9], expected[0][:9], rtol=1e-5)
-    for ours, theirs in zip(actual[1], expected[1], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=1e-4)
+    for weight, expected_weight in zip(actual[1], expected[1], strict=True):
+        np.testing.assert_allclose(weight, expected_weight, rtol=0.01, atol=1e-4)
 
 
 def test_different_settings_are_rejected_by_all(start):

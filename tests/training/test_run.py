@@ -47,14 +47,12 @@ class Rates(keras.callbacks.Callback):
         self.rates.append([x.rate for x in self.model.layers if hasattr(x, "rate")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(
-            # Epochs that end in the middle of a pass over the data, of 5 batches.
-            {"dropout": "VanillaDropout", "steps_per_epoch": 7},
-            marks=pytest.mark.slow,
-        ),
+        # Epochs that end in the middle of a pass over the data, of 5 batches.
+        {"dropout": "VanillaDropout", "steps_per_epoch": 7},
         {"hidden": (16, 8), "rate": (0.2, 0.6), "schedule": "linear"},
     ],
     ids=str,

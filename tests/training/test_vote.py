@@ -95,6 +95,7 @@ def test_without_a_vote_the_signature_still_samples(tmp_path, exported):
     assert not pictures(path) & PICTURES
 
 
+@pytest.mark.slow
 def test_each_seed_votes_on_the_first_examples(tmp_path, exported):
     (path,), output = compared(
         tmp_path, "InvertedDropout", passes=3, seeds=2, vote_size=4

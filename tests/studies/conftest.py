@@ -1,0 +1,12 @@
+import signal
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The signal handlers of before: the command sets its own."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)

@@ -1,0 +1,109 @@
+"""The questions of the studies: equal budgets, networks, figures and findings."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from small_studies import SMALL, result
+
+import studies.__main__ as main
+from kdrop.training.data import Data, Part
+from kdrop.training.run import Run, build, network
+from studies import cifar, mnist
+from studies.study import Result
+
+
+def test_a_vote_is_compared_with_weight_scaling_in_pairs(tmp_path):
+    study = mnist.votes(False)
+    errors = dict(zip(mnist.VOTERS, (8, 6, 5, 4.5, 4.2, 4.1, 4), strict=True))
+
+    def finding(scaled, noise):
+        # The networks differ more than a vote and weight scaling of one of them.
+        by_seed = {
+            seed: {"test_accuracy": 1 - (scaled + shift) / 100}
+            | {f"error_of_{n}": (e + shift) / 100 for n, e in errors.items()}
+            | {"error_of_50": (errors[50] + shift + noise[seed]) / 100}
+            for seed, shift in enumerate((0, 1, 2))
+        }
+        arm = study.arms[0]
+        results = [Result(arm, arm.candidates[0], {}, by_seed)]
+        return study.draw(tmp_path / "figure.png", results)
+
+    assert "from no number on" in finding(3.9, (0, 0, 0))
+    near = finding(4.08, (-0.06, 0, 0.06))  # .02 ± .03 more
+    assert "errors from 50 on" in near and "-0.08 ± 0.00 more" in near
+
+
+def test_votes_share_no_sample(monkeypatch):
+    samples = np.random.default_rng(3).dirichlet(np.ones(4), (200, 30))
+    monkeypatch.setattr(mnist.kdrop, "sample", lambda *a, **settings: samples)
+    targets = np.random.default_rng(4).integers(0, 4, 30)
+    part = Part(np.zeros((30, 2), "float32"), targets)
+    data = Data("spiral", part, part, part, tuple("abcd"))
+    measured = mnist.measure_votes(Run(SMALL, None, {}, {}), data)
+    for voters in mnist.VOTERS:
+        votes = samples.reshape(-1, voters, 30, 4).mean(axis=1)
+        wrong = np.mean([np.mean(vote.argmax(axis=1) != targets) for vote in votes])
+        assert measured[f"error_of_{voters}"] == pytest.approx(wrong)
+
+
+def test_a_diverged_run_has_no_calibration_error():
+    part = Part(np.zeros((6, 2), "float32"), np.arange(6, dtype="int32") % 3)
+    data = Data("spiral", part, part, part, tuple("abc"))
+    run = Run(SMALL, build(SMALL, data), {}, {})
+    assert 0 <= cifar.measure_calibration(run, data)["calibration_error"] <= 1
+    run.model.get_layer("probabilities").bias.assign([np.nan] * 3)
+    assert np.isnan(cifar.measure_calibration(run, data)["calibration_error"])
+
+
+@pytest.mark.parametrize("name", main.STUDIES)
+@pytest.mark.parametrize("quick", [True, False])
+def test_each_study_compares_equal_budgets(name, quick):
+    study = main.STUDIES[name](quick)
+    assert len({arm.label for arm in study.arms}) == len(study.arms)
+    for series in {arm.series for arm in study.arms}:
+        arms = [arm.candidates for arm in study.arms if arm.series == series]
+        assert len({len(candidates) for candidates in arms}) == 1
+        each = [e for candidates in arms for e in candidates]
+        assert len({(e.epochs, e.train_size, e.batch_size) for e in each}) == 1
+        sizes = {"spiral": 3000, "mnist": 60000, "cifar10": 50000}
+        assert all(e.train_size <= sizes[e.data] for e in each)
+    if name in ("alexnet", "family", "spiral"):
+        # No arm has a learning rate that the one without dropout may not have.
+        plain, *others = [{e.learning_rate for e in a.candidates} for a in study.arms]
+        assert all(rates <= plain for rates in others)
+
+
+@pytest.mark.parametrize("name", main.STUDIES)
+def test_each_study_is_built_and_drawn(name, tmp_path):
+    study = main.STUDIES[name](True)
+    rng = np.random.default_rng(5)
+    names = ["test_accuracy", "test_loss", "train_accuracy", "calibration_error"]
+    names += [f"error_of_{voters}" for voters in mnist.VOTERS]
+    shape = {"spiral": (2,), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+    results = []
+    for arm in study.arms:
+        experiment = arm.candidates[0]
+        inputs = np.zeros((1, *shape[experiment.data]), "float32")
+        part = Part(inputs, np.zeros(1, "int32"))
+        network(
+            experiment, Data(experiment.data, part, part, part, tuple("abcdefghij"))
+        )
+        by_seed = {
+            seed: dict(zip(names, rng.random(len(names)), strict=True))
+            for seed in range(2)
+        }
+        results.append(Result(arm, experiment, {}, by_seed))
+    finding = study.draw(tmp_path / "figure.png", results)
+    assert imread(tmp_path / "figure.png").std() > 0.01
+    if name != "votes":
+        assert f"{min(result.summary()[0] for result in results):.2f}" in finding
+
+
+def test_the_plateau_of_rates_ends_where_the_error_first_rises(tmp_path):
+    study = mnist.rate(False)
+    errors = [4.5, 3.95, 3.8, 3.75, 3.8, 3.9, 4.6, 5.0, 6.1, 3.9]
+    errors += [4.8, 4.7, 4.6, 4.5, 4.4, 4.3, 4.2, 4.1, 4.0, 3.9]
+    results = [result(e, e, arm=a) for a, e in zip(study.arms, errors, strict=True)]
+    wide, scaled = study.draw(tmp_path / "figure.png", results).splitlines()
+    assert wide == "width 512: 3.75 % at 0.3, up to a tenth more from 0.1 to 0.5"
+    assert scaled.endswith("3.90 % at 0.9, up to a tenth more from 0.6 to 0.9")
