@@ -58,13 +58,10 @@ class Experiment:
     dropout: str = setting("InvertedDropout", "a layer of kdrop, or none")
     # A single number becomes a tuple.
     rate: tuple[float, ...] = setting(
-        (),
-        "fraction to drop, for all drop layers or for each",
-        "[0, 1)",
-        "the network's",
+        (), "fraction to drop, in all layers or in each", FRACTION, "the network's"
     )
     input_rate: float = setting(
-        0.0, "fraction of inputs to drop", "[0, 1)", "the network's"
+        0.0, "fraction of inputs to drop", FRACTION, "the network's"
     )
     schedule: str = setting(
         "constant",
@@ -72,10 +69,8 @@ class Experiment:
         "0), early, late, curriculum, annealed or scheduled_drop_path",
     )
     model: str = setting(MISSING, ", ".join(MODELS))
-    hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", "[1, 16384]")
-    width: int = setting(
-        0, "filters of alexnet32's first convolution", "[0, 16384]", "none"
-    )
+    hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
+    width: int = setting(0, "filters of alexnet32 at first", "[0, 16384]", "none")
     train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
     validation: float = setting(MISSING, "fraction to validate on", FRACTION)
     mirror: bool = setting(False, "mirror half of the images")
@@ -85,7 +80,7 @@ class Experiment:
         None, "training steps of an epoch", SIZE, "one pass over the data"
     )
     batch_size: int = setting(MISSING, "examples in a step", SIZE)
-    learning_rate: float = setting(MISSING, "initial, of Adam", "(0, 1000]")
+    learning_rate: float = setting(MISSING, "of Adam, at first", "(0, 1000]")
     decay: float | str = setting(
         "cosine",
         "of the learning rate: cosine (to 0), or a number d for 1 / (1 + d * step)",
@@ -123,9 +118,9 @@ class Experiment:
         check_settings(self)
         layer_rate = getattr(getattr(layers, self.dropout, None), "rate", None)
         if getattr(layer_rate, "fset", None) is None:
-            network = _network_defaults(self.model).get("input_rate", 0.0)
+            usual = _network_defaults(self.model).get("input_rate", 0.0)
             unset = {"rate": ((), (0.0,)), "schedule": ("constant",)}
-            for name, values in {**unset, "input_rate": (network, 0.0)}.items():
+            for name, values in {**unset, "input_rate": (usual, 0.0)}.items():
                 if getattr(self, name) not in values:
                     raise UserError(
                         f"`{name}` is set, but `dropout` is {self.dropout}, which has "
