@@ -1,18 +1,11 @@
 """Train networks with dropout, compare them, and export them as SavedModels.
 
-python train.py                            # the spiral: none, inverted, vanilla
-python train.py cifar10 --train-size 5000  # the same three in a small AlexNet
-python train.py cifar10 --dropout InvertedDropout --rate 0.5 --epochs 40 --seed 3
-python train.py --schedule early           # drop in the first sixth of training only
-python train.py --passes 200               # more Monte Carlo samples vote
-python train.py --seeds 5                  # mean and deviation over five seeds
-python train.py --resume                   # continue after a stop
-python train.py cifar10 --replicas 2       # two devices of this machine
+    python train.py                            # the spiral: none, inverted, vanilla
+    python train.py cifar10 --train-size 5000  # the same three in a small AlexNet
+    python train.py --resume                   # continue after a stop
+    python train.py --help                     # every option, with its default
 
-On two machines, the first of which is called `first` here, the same command with
---process-id 0 on `first` and --process-id 1 on the other:
-
-KERAS_BACKEND=jax python train.py --processes 2 --process-id 0 --coordinator first:9876
+README.md has more, also for several devices and machines.
 """
 
 import contextlib

@@ -15,16 +15,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from rich.console import Console
 
 from benchmarks.harness import Comparison, Variants, timed
 from benchmarks.layers import INVERTED, KERAS, drop_layer
 from examples.dropout_in_numpy import SpiralProgram
 from kdrop.errors import UserError
 from kdrop.training.checkpoint import Checkpoint
-from kdrop.training.devices import ALONE, Devices, join
+from kdrop.training.devices import ALONE, DeviceOptions, Devices, join
 from kdrop.training.experiment import Experiment
-from kdrop.training.progress import Recorder
 from kdrop.training.run import load_data, steps_per_epoch, train
 
 PROCESS_STEPS = 4  # of an epoch that processes share
@@ -68,17 +66,17 @@ def convolutions():
 
 def seconds_per_step(experiment: Experiment, devices: Devices = ALONE) -> float:
     """Train, and time the steps of the last epoch, in which nothing is compiled."""
-    starts: list[float] = []
+    starts: list[float] = []  # of the training, then of each epoch
     clock = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: starts.append(time.perf_counter())
+        on_train_begin=lambda logs: starts.append(time.perf_counter()),
+        on_epoch_begin=lambda epoch, logs: starts.append(time.perf_counter()),
     )
     data = load_data(experiment)
     data = dataclasses.replace(data, test=data.validation)  # empty: nothing to evaluate
-    recorder = Recorder(Console(quiet=True), "")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder))
-        train(experiment, data, checkpoint, recorder, [clock], devices)
-    end = recorder.started + recorder.history["seconds"][-1]
+        run = train(experiment, data, checkpoint, callbacks=[clock], devices=devices)
+    end = starts[0] + run.history["seconds"][-1]
     return (end - starts[-1]) / steps_per_epoch(experiment, data)
 
 
@@ -159,5 +157,5 @@ SUBJECTS = {"training": TRAINING, "processes": PROCESSES}
 
 if __name__ == "__main__":
     count, number, coordinator, settings = sys.argv[1:]
-    devices = join(int(count), int(number), coordinator)
+    devices = join(DeviceOptions(None, int(count), int(number), coordinator))
     print(seconds_per_step(Experiment(**json.loads(settings)), devices))

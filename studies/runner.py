@@ -25,7 +25,6 @@ from kdrop.errors import UserError
 from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data, load
 from kdrop.training.experiment import Experiment
-from kdrop.training.progress import Recorder
 from kdrop.training.run import Run, train
 
 Metrics = dict[str, float]
@@ -114,7 +113,7 @@ def _run(experiment: Experiment, path: Path, folder, measure, data_dir) -> Metri
     sizes = experiment.train_size, experiment.validation
     data = _load(experiment.data, *sizes, experiment.data_seed, data_dir)
     checkpoint = Checkpoint(folder / experiment.key())
-    run = train(experiment, data, checkpoint, Recorder(Console(quiet=True), ""))
+    run = train(experiment, data, checkpoint)
     metrics = {**run.metrics, **(measure(run, data) if measure else {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Generator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from types import UnionType
 from typing import Any, get_args
 
 from kdrop.errors import UserError, check_choice
@@ -51,41 +50,37 @@ def parse(arguments: Sequence[str]) -> tuple[Comparison, DeviceOptions]:
         options = [x for x in parser._option_string_actions if x.startswith("--")]
         check_choice("option", argument.partition("=")[0], options)
     values = vars(namespace)
-    vote_size = VOTE_SIZES.get(values["data"], 1)
-    devices = DeviceOptions(**_pop_fields(values, DeviceOptions))
-    common: Any = {"vote_size": vote_size, **_pop_fields(values, Comparison)}
-    return Comparison(experiments=_experiments(values), **common), devices
-
-
-def _pop_fields(values: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Remove a dataclass's fields from the values and return them."""
-    names = [field.name for field in fields(kind) if field.name in values]
-    return {name: values.pop(name) for name in names}
+    common, devices = (
+        {f.name: values.pop(f.name) for f in fields(kind) if f.name in values}
+        for kind in (Comparison, DeviceOptions)
+    )
+    common: Any = {"vote_size": VOTE_SIZES.get(values["data"], 1), **common}
+    comparison = Comparison(experiments=_experiments(values), **common)
+    return comparison, DeviceOptions(**devices)
 
 
 def _experiments(settings: dict[str, Any]) -> list[Experiment]:
     """An experiment for each layer in the list of `dropout`."""
     names = [name.strip() for name in settings.pop("dropout", DROPOUT).split(",")]
     names = ["none" if name.lower() == "none" else name for name in names]
-    experiments = []
-    for name in dict.fromkeys(names):
-        usable = dict(settings)
-        if name == "none" and len(set(names)) > 1:  # rates are for the other layers
-            for rate in ("rate", "input_rate", "schedule"):
-                usable.pop(rate, None)
-        experiments.append(Experiment.preset(dropout=name, **usable))
-    return experiments
+    rates = {"rate", "input_rate", "schedule"}  # beside other layers, for those alone
+    others = {name: settings[name] for name in settings.keys() - rates}
+    settings_of = {"none": others} if len(set(names)) > 1 else {}
+    return [
+        Experiment.preset(dropout=name, **settings_of.get(name, settings))
+        for name in dict.fromkeys(names)
+    ]
 
 
 def _option(name: str) -> str:
-    """The option for an argument; `folder`, of the data, is --data-dir."""
+    """The option for an argument; `folder`, of `data.load`, is --data-dir."""
     return "--data-dir" if name == "folder" else f"--{name.replace('_', '-')}"
 
 
 def _with_options(text: str) -> str:
     """The text with options in place of the arguments in backticks."""
     kinds = (Experiment, Comparison, DeviceOptions)
-    names = {field.name for kind in kinds for field in fields(kind)}
+    names = {"folder", *(field.name for kind in kinds for field in fields(kind))}
     return re.sub(r"`(\w+)`", lambda m: _option(m[1]) if m[1] in names else m[0], text)
 
 
@@ -94,17 +89,18 @@ def _form(kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     several = getattr(kind, "__origin__", None) is tuple
-    if several or isinstance(kind, UnionType):
-        first, second = get_args(kind)
-        kind = _number_or_word if second is str else first
-    metavar = {int: "INT", str: "NAME", Path: "FOLDER"}.get(kind, "NUMBER")
-    return {"type": kind, "metavar": metavar, **({"nargs": "*"} if several else {})}
+    first = get_args(kind)[0] if get_args(kind) else kind
+    metavar = {int: "INT", str: "NAME", Path: "FOLDER"}.get(first, "NUMBER")
+    if kind == float | str:
+        first = _number_or_word
+    return {"type": first, "metavar": metavar, **({"nargs": "*"} if several else {})}
 
 
 def _number_or_word(text: str) -> float | str:
-    with contextlib.suppress(ValueError):
+    try:
         return float(text)
-    return text
+    except ValueError:
+        return text
 
 
 def _default(field: Field) -> str:

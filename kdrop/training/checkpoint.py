@@ -53,16 +53,6 @@ class Checkpoint:
             if older != saved:
                 older.unlink()
 
-    @property
-    def exported(self) -> Path | None:
-        """The path that the run's model was exported to, if it was."""
-        note = self.folder / "exported"
-        return Path(note.read_text()) if note.exists() else None
-
-    @exported.setter
-    def exported(self, path: Path) -> None:
-        (self.folder / "exported").write_text(str(path))
-
     def discard(self) -> bool:
         """Delete the folder and return whether there was one."""
         existed = self.folder.exists()

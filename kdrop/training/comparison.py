@@ -16,10 +16,9 @@ from kdrop.serving.versions import check_writable
 from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
-from kdrop.training.experiment import Experiment, setting
+from kdrop.training.experiment import Experiment
 from kdrop.training.export import export_best
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Recorder
 from kdrop.training.report import results_table, vote_table
 from kdrop.training.run import (
     EVALUATION_BATCH,
@@ -29,6 +28,7 @@ from kdrop.training.run import (
     network,
     train,
 )
+from kdrop.training.settings import check_settings, setting
 
 CHECKPOINTS = ".unfinished"  # below the output folder; no model server reads it
 # Test examples of the vote: 50 samples of 1,000 CIFAR-10 images take about a minute.
@@ -40,33 +40,31 @@ class Comparison:
     """What to train and compare, and where the models go."""
 
     experiments: Sequence[Experiment]  # of one data set
-    seeds: int = setting(1, "runs of each layer, with seeds from `seed` on")
-    passes: int = setting(50, "Monte Carlo samples that vote, 0 for no vote")
-    vote_size: int = setting(1000, "test examples to vote on")
+    seeds: int = setting(
+        1, "runs of each layer, with seeds from `seed` on", "[1, 1000]"
+    )
+    passes: int = setting(50, "Monte Carlo samples that vote, 0: no vote", "[0, 10000]")
+    vote_size: int = setting(1000, "test examples to vote on", "[1, 1000000]")
     output: Path = setting(Path("saved_models"), "folder of the models")
-    name: str | None = setting(None, "name of the model's folder", "data set and layer")
+    name: str | None = setting(None, "of the model's folder", "", "data set and layer")
     resume: bool = setting(False, "continue after the last saved epoch")
-    tensorboard: Path | None = setting(None, "folder for TensorBoard", "no logs")
-    data_dir: Path | None = setting(None, "of tensorflow-datasets", "TFDS_DATA_DIR")
+    tensorboard: Path | None = setting(None, "folder for TensorBoard", "", "no logs")
+    data_dir: Path | None = setting(None, "folder of data sets", "", "TFDS_DATA_DIR")
 
     def __post_init__(self):
-        for name, least in {"seeds": 1, "passes": 0, "vote_size": 1}.items():
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"`{name}` is {value}, but must be at least {least}.")
+        check_settings(self)
         name = self.name
         if name is not None and (Path(name).name != name or name[:1] in ("", ".")):
             raise UserError(f"`name` is {name!r}, but must be a plain folder name.")
 
     def folders(self) -> list[Path]:
         """The folder of each experiment's model."""
-        slugs = [experiment.slug() for experiment in self.experiments]
-        if self.name is not None and len(slugs) == 1:
-            slugs = [self.name]
-        elif self.name is not None:
+        names = [experiment.slug() for experiment in self.experiments]
+        if self.name is not None:
             prefix = self.experiments[0].data
-            slugs = [self.name + slug.removeprefix(prefix) for slug in slugs]
-        return [self.output / slug for slug in slugs]
+            names = [self.name + name.removeprefix(prefix) for name in names]
+            names = [self.name] if len(names) == 1 else names
+        return [self.output / name for name in names]
 
     def checkpoint(self, experiment: Experiment) -> Checkpoint:
         return Checkpoint(self.output / CHECKPOINTS / experiment.key())
@@ -79,14 +77,10 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
     resumed. Of several processes only the first prints and exports. Returns the path
     of each experiment's exported version.
     """
-    experiments = [asdict(experiment) for experiment in comparison.experiments]
-    settings = {
-        name: ", ".join(dict.fromkeys(str(each[name]) for each in experiments))
-        for name in experiments[0]
-    }
-    for name in ("seeds", "resume"):
-        settings[name] = str(getattr(comparison, name))
-    devices.check_equal(settings)
+    names = ", ".join(each.dropout for each in comparison.experiments)
+    shared = {"seeds": comparison.seeds, "resume": comparison.resume, "dropout": names}
+    for settings in (shared, *map(asdict, comparison.experiments)):
+        devices.check_equal(settings)
     if devices.process:
         with tempfile.TemporaryDirectory() as folder:
             comparison = replace(comparison, output=Path(folder), tensorboard=None)
@@ -104,12 +98,14 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
     paths = []
     for result, folder in zip(results, comparison.folders(), strict=True):
         checkpoint = comparison.checkpoint(result.runs[0].experiment)
-        path = checkpoint.exported
-        if path is None:
+        note = checkpoint.folder / "exported"
+        if note.exists():
+            path = Path(note.read_text())
+        else:
             voted_on = min(comparison.vote_size, len(data.test.targets))
             record = {"passes": comparison.passes, "voted_on": voted_on}
             path = export_best(result, results, data, folder, record)
-            checkpoint.exported = path
+            note.write_text(str(path))
         paths.append(path)
     for result in results:
         for run in result.runs:
@@ -154,27 +150,24 @@ def _train_one(experiment, comparison, data, devices, console) -> Run:
             console.print(f"{label}  nothing to resume with these settings")
         devices.broadcast_folder(checkpoint.folder)
     elif checkpoint.discard():
-        console.print(f"{label}  starts from epoch 1: --resume would have continued")
+        console.print(f"{label}  starts from epoch 1 and deletes what was saved")
     callbacks = []
     if comparison.tensorboard is not None:
         folder = comparison.tensorboard / experiment.key()
         callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
-    recorder = Recorder(console, label)
-    run = train(experiment, data, checkpoint, recorder, callbacks, devices)
+    run = train(
+        experiment, data, checkpoint, console=console, label=label,
+        callbacks=callbacks, devices=devices,
+    )  # fmt: skip
     # The first process alone cannot compute on the devices of all.
     if not comparison.passes or devices.processes > 1:
         return run
     part = data.test.first(comparison.vote_size)
+    inputs = batches(part, EVALUATION_BATCH, epochs=1)
+    seed, verbose = experiment.seed, int(console.is_terminal)
     model: Any = run.model
-    result = vote(
-        model,
-        batches(part, EVALUATION_BATCH, epochs=1),
-        comparison.passes,
-        experiment.seed,
-        verbose=int(console.is_terminal),
-    )
+    result = vote(model, inputs, comparison.passes, seed, verbose)
     if result is None:
         return run
-    return replace(
-        run, metrics={**run.metrics, **result.metrics(part.targets)}, vote=result
-    )
+    metrics = {**run.metrics, **result.metrics(part.targets)}
+    return replace(run, metrics=metrics, vote=result)

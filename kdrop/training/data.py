@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdrop.errors import UserError, check_choice
+from kdrop.training.settings import check
 
 # The image sets of tensorflow-datasets, and the servers that they are downloaded from.
 # A new one needs a preset in `experiment` and a vote size in `comparison`, too.
@@ -66,8 +67,8 @@ def load(
     check_choice("data set", name, SETS)
     rng = np.random.default_rng(seed)
     whole, test, labels = _spiral(rng) if name == "spiral" else _images(name, folder)
-    train, held_out = _split(name, whole, train_size, validation, rng)
-    return Data(name, train, held_out, test, labels)
+    split = _split(name, whole, train_size, validation, rng)
+    return Data(name, *split, test, labels)
 
 
 def _spiral(rng, points=2000):
@@ -83,26 +84,19 @@ def _spiral(rng, points=2000):
     position = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
     order = rng.permutation(arm.size)
     inputs, targets = position[order].astype("float32"), arm[order].astype("int32")
-    half = arm.size // 2
-    parts = Part(inputs[:half], targets[:half]), Part(inputs[half:], targets[half:])
+    parts = map(Part, np.split(inputs, 2), np.split(targets, 2))
     return *parts, ("arm 0", "arm 1", "arm 2")
 
 
-def _split(name, whole, train_size, validation, rng) -> tuple[Part, Part]:
+def _split(name, whole, train_size, validation, rng) -> tuple[Part, ...]:
     """The training and the validation part, both stratified by class."""
     inputs, targets = whole
     count = len(targets) if train_size is None else train_size
-    if not 1 <= count <= len(targets):
-        raise UserError(
-            f"`train_size` is {count}, but must be between 1 and {len(targets)} for "
-            f"{name}."
-        )
-    if not 0 <= validation < 1:
-        raise UserError(f"`validation` is {validation}, but must be in [0, 1).")
+    check("train_size", count, f"[1, {len(targets)}]")
+    check("validation", validation, "[0, 1)")
     order = _stratified_order(targets, rng)[:count]
     order = order[_stratified_order(targets[order], rng)]
-    size = round(validation * count)
-    classes = len(np.unique(targets))
+    size, classes = round(validation * count), len(np.unique(targets))
     parts = {"training": order[size:], "validation": order[:size]}
     for part, rows in parts.items():
         present = len(np.unique(targets[rows]))
@@ -112,8 +106,7 @@ def _split(name, whole, train_size, validation, rng) -> tuple[Part, Part]:
                 f"{len(rows)} examples in the {part} part of {name}, with {present} of "
                 f"the {classes} classes: it needs at least one of each."
             )
-    train, held_out = (Part(inputs[rows], targets[rows]) for rows in parts.values())
-    return train, held_out
+    return tuple(Part(inputs[rows], targets[rows]) for rows in parts.values())
 
 
 def _stratified_order(targets, rng):
@@ -144,11 +137,11 @@ def _images(name, folder):
         builder: Any = tfds.builder(name, data_dir=home)
         if not builder.info.splits:
             _download(builder, home)
+        # Each image is read once, so a cache would only take memory.
+        config = tfds.ReadConfig(try_autocache=False)
+        settings = dict(as_supervised=True, read_config=config, batch_size=1000)
         parts = []
         for split in ("train", "test"):
-            # Each image is read once, so a cache would only take memory.
-            config = tfds.ReadConfig(try_autocache=False)
-            settings = dict(as_supervised=True, read_config=config, batch_size=1000)
             batches = tfds.as_numpy(builder.as_dataset(split=split, **settings))
             images, labels = map(np.concatenate, zip(*batches, strict=True))
             parts.append(Part(images, labels.astype("int32")))
@@ -164,8 +157,7 @@ def _images(name, folder):
 def _download(builder, home):
     from tensorflow_datasets import download
 
-    host = HOSTS[builder.name]
-    if not _reachable(host):
+    if not _reachable(host := HOSTS[builder.name]):
         raise UserError(
             f"{home} lacks {builder.name} and {host} does not answer: let "
             "TFDS_DATA_DIR or `folder` name a folder that has it, or use the spiral, "

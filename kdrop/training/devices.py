@@ -1,9 +1,8 @@
 """The devices that share a run: of one machine, or of several processes.
 
 Several devices of one machine are TensorFlow's `MirroredStrategy`, several processes
-are JAX's, with `keras.distribution`. A batch is cut into equal parts, one for each
-device, and the masks and the order of the examples do not depend on the number of
-devices.
+are JAX's, with `keras.distribution`. The masks and the order of the examples do not
+depend on the number of devices.
 """
 
 import json
@@ -21,8 +20,9 @@ import numpy as np
 
 from kdrop import backend
 from kdrop.errors import UserError
-from kdrop.training.experiment import setting
+from kdrop.training.settings import check_settings, setting
 
+COUNT = "[1, 1024]"  # of devices or processes
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as lost
 
 
@@ -38,43 +38,41 @@ class Devices:
 
     def check_equal(self, settings: Mapping[str, object]) -> None:
         """Raise `UserError` in all processes unless all have the same settings."""
-        first, *others = map(json.loads, self._gather(json.dumps(settings).encode()))
-        for process, other in enumerate(others, start=1):
+        content = json.dumps(settings).encode()
+        for process in range(1, self.processes):
+            other = json.loads(self._broadcast(content, process))
+            first = json.loads(self._broadcast(content))
             for name in first:
                 if other.get(name) != first[name]:
                     raise UserError(
                         f"`{name}` is {other.get(name)} in process {process}, but "
-                        f"{first[name]} in process 0: all processes need the same "
-                        "settings."
+                        f"{first[name]} in process 0: all processes need the same."
                     )
 
     def agree(self, decision: bool) -> bool:
         """The decision of the first process, in all processes."""
-        return self._gather(b"1" if decision else b"0")[0] == b"1"
+        return self._broadcast(b"1" if decision else b"0") == b"1"
 
     def broadcast_folder(self, folder: Path) -> None:
         """Copy the checkpoint in the first process's folder to the other processes."""
-        if self.processes == 1:
-            return
         files = [*folder.glob("*.keras"), *folder.glob("*.json")]
         names = json.dumps([path.name for path in files]).encode()
-        for name in json.loads(self._gather(names)[0]):
-            content = (folder / name).read_bytes() if self.process == 0 else b""
-            content = self._gather(content)[0]
+        for path in [folder / name for name in json.loads(self._broadcast(names))]:
+            content = self._broadcast(b"" if self.process else path.read_bytes())
             if self.process:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
+                path.write_bytes(content)
 
-    def _gather(self, content: bytes) -> list[bytes]:
-        """The contents of all processes, in all processes."""
+    def _broadcast(self, content: bytes, source: int = 0) -> bytes:
+        """The content of one process, in all processes."""
         if self.processes == 1:
-            return [content]
-        from jax.experimental.multihost_utils import process_allgather
+            return content
+        from jax.experimental.multihost_utils import broadcast_one_to_all
 
-        sizes = np.ravel(process_allgather(np.array(len(content))))
-        padded = content.ljust(max(sizes), b"\0")
-        rows = np.asarray(process_allgather(np.frombuffer(padded, np.uint8)))
-        return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+        is_source = self.process == source
+        size = int(broadcast_one_to_all(np.array(len(content)), is_source))
+        padded = np.frombuffer(content[:size].ljust(size, b"\0"), np.uint8)
+        return np.asarray(broadcast_one_to_all(padded, is_source)).tobytes()
 
 
 ALONE = Devices()
@@ -82,17 +80,20 @@ ALONE = Devices()
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """The arguments of `mirror`, on TensorFlow, and of `join`, on JAX."""
+    """Which devices share a run: of TensorFlow the first field, of JAX the others."""
 
     replicas: int | None = setting(
-        None, "accelerators, or else cores, that share a batch", "all, or one core"
+        None, "accelerators, or else cores, for a batch", COUNT, "all, or one core"
     )
-    processes: int | None = setting(None, "processes, with KERAS_BACKEND=jax", "one")
-    process_id: int | None = setting(None, "this process, from 0", "the launcher's")
+    processes: int | None = setting(None, "all, with KERAS_BACKEND=jax", COUNT, "one")
+    process_id: int | None = setting(None, "this one's", "[0, 1023]", "the launcher's")
     coordinator: str | None = setting(
-        None, "host:port of process 0", "JAX_COORDINATOR_ADDRESS"
+        None, "host:port of process 0", unset="JAX_COORDINATOR_ADDRESS"
     )
-    wait: int = setting(60, "seconds for all processes to start")
+    wait: int = setting(60, "seconds for all processes to start", "[0, 86400]")
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 def available(options: DeviceOptions) -> Devices:
@@ -100,26 +101,24 @@ def available(options: DeviceOptions) -> Devices:
     if backend.name() == "jax":
         if options.replicas is not None:
             raise UserError("`replicas` needs TensorFlow: JAX takes all devices.")
-        return join(
-            options.processes, options.process_id, options.coordinator, options.wait
-        )
-    if (options.processes or 1) > 1 or options.coordinator:
+        return join(options)
+    processes = options.processes or 1
+    if processes > 1 or options.coordinator or options.process_id is not None:
         raise UserError(
-            "Several processes need the JAX backend: KERAS_BACKEND=jax python train.py "
-            "--processes N --process-id I --coordinator HOST:PORT"
+            "Several processes need the JAX backend: set KERAS_BACKEND=jax, and give "
+            "each `processes`, its `process_id`, and `coordinator` as HOST:PORT."
         )
-    return mirror(options.replicas)
+    return mirror(options)
 
 
-def mirror(replicas: int | None = None) -> Devices:
-    """The given number of accelerators or, if there are none, of processor cores."""
+def mirror(options: DeviceOptions) -> Devices:
+    """Accelerators of this machine or, if there are none, processor cores."""
     import tensorflow as tf
 
     accelerators = tf.config.list_physical_devices("GPU")
     most = len(accelerators) or os.cpu_count() or 1
-    if replicas is None:
-        replicas = max(1, len(accelerators))
-    if not 1 <= replicas <= most:
+    replicas = options.replicas or max(1, len(accelerators))
+    if replicas > most:
         kinds = "accelerators" if accelerators else "processor cores and no accelerator"
         raise UserError(
             f"`replicas` is {replicas}, but must be from 1 to {most}: this machine has "
@@ -127,43 +126,37 @@ def mirror(replicas: int | None = None) -> Devices:
         )
     if replicas == 1:
         return ALONE
-    kind = "GPU" if accelerators else "CPU"
     if not accelerators:
         (cpu,) = tf.config.list_physical_devices("CPU")
         cores = [tf.config.LogicalDeviceConfiguration()] * replicas
         tf.config.set_logical_device_configuration(cpu, cores)
+    kind = "GPU" if accelerators else "CPU"
     names = [f"{kind}:{number}" for number in range(replicas)]
     return Devices(replicas, scope=tf.distribute.MirroredStrategy(names).scope)
 
 
-def join(
-    processes: int | None = None,
-    process_id: int | None = None,
-    coordinator: str | None = None,
-    wait: int = 60,
-) -> Devices:
+def join(options: DeviceOptions) -> Devices:
     """All devices of one or several processes, on the JAX backend.
 
-    With any of the first three arguments, or `JAX_COORDINATOR_ADDRESS`, JAX reads the
-    others from Slurm or Open MPI. Without, this process runs alone.
+    With `processes`, `process_id`, `coordinator` or `JAX_COORDINATOR_ADDRESS`, JAX
+    reads the others from Slurm or Open MPI. Without, this process runs alone.
     """
     import jax
 
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if processes and process_id and not 0 <= process_id < processes:
+    processes, process_id = options.processes, options.process_id
+    coordinator = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if processes and (process_id or 0) >= processes:
         rule = f"of {processes} processes must be from 0 to {processes - 1}"
         raise UserError(f"`process_id` is {process_id}, but {rule}.")
     if processes != 1 and (processes or process_id is not None or coordinator):
         if coordinator:
-            _check_coordinator(coordinator, process_id, wait)
+            _check_coordinator(coordinator, process_id, options.wait)
         try:
             jax.distributed.initialize(
-                coordinator,
-                processes,
-                process_id,
-                initialization_timeout=wait,
+                coordinator, processes, process_id,
+                initialization_timeout=options.wait,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            )
+            )  # fmt: skip
         except ValueError as error:  # an argument that no launcher supplies
             raise UserError(
                 "Without a launcher, each process needs `processes`, `process_id` and "

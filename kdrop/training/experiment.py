@@ -3,10 +3,9 @@
 import hashlib
 import inspect
 import json
-import math
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass
 from numbers import Real
 from typing import Any
 
@@ -14,6 +13,7 @@ from kdrop import layers, schedules
 from kdrop.errors import UserError, check_choice
 from kdrop.models import MODELS
 from kdrop.schedules import Schedule
+from kdrop.training.settings import check, check_settings, setting
 
 # Each makes a schedule of the rate that a layer has before training.
 SCHEDULES: dict[str, Callable[[float], Schedule]] = {
@@ -40,33 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=20, steps_per_epoch=None, batch_size=128, learning_rate=0.001,
     ),
 }  # fmt: skip
-# For groups of settings, which values are allowed, and the rule for the message.
-RULES: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
-    ("rate", "input_rate"): (lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("width", "shift", "l1", "l2", "max_norm", "norm_penalty"): (
-        lambda v: 0 <= v < math.inf,
-        "0 or more",
-    ),
-    ("decay",): (
-        lambda v: v == "cosine" or (isinstance(v, Real) and 0 <= v < math.inf),
-        "cosine or a number of 0 or more",
-    ),
-    ("epochs", "steps_per_epoch", "batch_size", "learning_rate"): (
-        lambda v: v is None or 0 < v < math.inf,
-        "above 0",
-    ),
-    ("seed", "data_seed"): (lambda v: 0 <= v < 2**32, "in [0, 2^32)"),
-}
-
-
-def setting(default: Any, text: str, unset: str = "") -> Any:
-    """A field of a dataclass with the help text of its command-line option.
-
-    Args:
-        default: `dataclasses.MISSING` for a field without a default.
-        unset: Words for a default of `None`, 0 or `()`.
-    """
-    return field(default=default, metadata={"help": text, "unset": unset})
+# Allowed values.
+FRACTION, SIZE, WIDTH = "[0, 1)", "[1, 1000000]", "[1, 16384]"
+WEIGHT, SEED = "[0, 1000000]", "[0, 4294967295]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,41 +58,44 @@ class Experiment:
     dropout: str = setting("InvertedDropout", "a layer of kdrop, or none")
     # A single number becomes a tuple.
     rate: tuple[float, ...] = setting(
-        (), "fraction to drop, one for all drop layers or one for each", "the network's"
+        (), "fraction to drop, in all layers or in each", FRACTION, "the network's"
     )
-    input_rate: float = setting(0.0, "fraction of inputs to drop", "the network's")
+    input_rate: float = setting(
+        0.0, "fraction of inputs to drop", FRACTION, "the network's"
+    )
     schedule: str = setting(
         "constant",
         "how the rate changes from step to step: constant, linear or cosine (both to "
         "0), early, late, curriculum, annealed or scheduled_drop_path",
     )
-    model: str = setting(
-        MISSING,
-        "spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32 or srivastava_cnn",
-    )
-    hidden: tuple[int, ...] = setting(MISSING, "widths of the dense layers")
-    width: int = setting(0, "filters of alexnet32's first convolution", "none")
-    train_size: int = setting(MISSING, "examples, including those to validate on")
-    validation: float = setting(MISSING, "fraction of the examples to validate on")
+    model: str = setting(MISSING, ", ".join(MODELS))
+    hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
+    width: int = setting(0, "filters of alexnet32 at first", "[0, 16384]", "none")
+    train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
+    validation: float = setting(MISSING, "fraction to validate on", FRACTION)
     mirror: bool = setting(False, "mirror half of the images")
-    shift: int = setting(0, "largest shift of the images in pixels")
-    epochs: int = setting(MISSING, "training epochs")
+    shift: int = setting(0, "largest shift of the images in pixels", "[0, 1000]")
+    epochs: int = setting(MISSING, "training epochs", SIZE)
     steps_per_epoch: int | None = setting(
-        None, "training steps of an epoch", "one pass over the data"
+        None, "training steps of an epoch", SIZE, "one pass over the data"
     )
-    batch_size: int = setting(MISSING, "examples in a step")
-    learning_rate: float = setting(MISSING, "initial learning rate of Adam")
+    batch_size: int = setting(MISSING, "examples in a step", SIZE)
+    learning_rate: float = setting(MISSING, "of Adam, at first", "(0, 1000]")
     decay: float | str = setting(
         "cosine",
         "of the learning rate: cosine (to 0), or a number d for 1 / (1 + d * step)",
+        WEIGHT,
+        word="cosine",
     )
-    l1: float = setting(0.0, "weight of the hidden layers' absolute parameters")
-    l2: float = setting(0.0, "weight of the hidden layers' squared parameters")
-    max_norm: float = setting(0.0, "limit of a unit's weights' norm", "the network's")
-    norm_penalty: float = setting(0.0, "weight of the norms of every parameter")
+    l1: float = setting(0.0, "weight of hidden layers' absolute parameters", WEIGHT)
+    l2: float = setting(0.0, "weight of hidden layers' squared parameters", WEIGHT)
+    max_norm: float = setting(
+        0.0, "limit of a unit's weights' norm", WEIGHT, "the network's"
+    )
+    norm_penalty: float = setting(0.0, "weight of the norms of every parameter", WEIGHT)
     jit_compile: bool = setting(False, "compile the training step with XLA")
-    seed: int = setting(0, "seed of initial weights, shuffling and masks")
-    data_seed: int = setting(0, "seed of the choice of examples")
+    seed: int = setting(0, "seed of initial weights, shuffling and masks", SEED)
+    data_seed: int = setting(0, "seed of the choice of examples", SEED)
 
     @classmethod
     def preset(cls, data: str, **settings: Any) -> "Experiment":
@@ -124,8 +103,7 @@ class Experiment:
         check_choice("data set", data, PRESETS)
         settings = {**PRESETS[data], **settings}
         check_choice("model", settings["model"], MODELS)
-        if not settings.get("width", 1) > 0:
-            raise UserError(f"`width` is {settings['width']}, but must be above 0.")
+        check("width", settings.get("width", 1), WIDTH)
         return cls(data=data, **{**_network_defaults(settings["model"]), **settings})
 
     def __post_init__(self):
@@ -137,29 +115,17 @@ class Experiment:
         check_choice("layer", self.dropout, ["none", *layers.__all__])
         check_choice("model", self.model, MODELS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        for names, (is_allowed, rule) in RULES.items():
-            for name in names:
-                value = getattr(self, name)
-                for number in value if name == "rate" else (value,):
-                    if not is_allowed(number):
-                        raise UserError(f"`{name}` is {number}, but must be {rule}.")
-        self._check_rates_are_used()
-
-    def _check_rates_are_used(self):
+        check_settings(self)
         layer_rate = getattr(getattr(layers, self.dropout, None), "rate", None)
-        if getattr(layer_rate, "fset", None) is not None:
-            return
-        usual_input_rate = _network_defaults(self.model).get("input_rate", 0.0)
-        for name, is_set in {
-            "rate": self.rate not in ((), (0.0,)),
-            "schedule": self.schedule != "constant",
-            "input_rate": self.input_rate not in (usual_input_rate, 0.0),
-        }.items():
-            if is_set:
-                raise UserError(
-                    f"`{name}` is set, but `dropout` is {self.dropout}, which has no "
-                    "rate to set."
-                )
+        if getattr(layer_rate, "fset", None) is None:
+            usual = _network_defaults(self.model).get("input_rate", 0.0)
+            unset = {"rate": ((), (0.0,)), "schedule": ("constant",)}
+            for name, values in {**unset, "input_rate": (usual, 0.0)}.items():
+                if getattr(self, name) not in values:
+                    raise UserError(
+                        f"`{name}` is set, but `dropout` is {self.dropout}, which has "
+                        "no rate to set."
+                    )
 
     def slug(self) -> str:
         """Data set and layer, as in `spiral-inverted-dropout`."""

@@ -11,10 +11,10 @@ import numpy as np
 from kdrop.ensemble.calibration import PREDICTIONS
 from kdrop.ensemble.sampling import sample
 from kdrop.serving.saved_model import export
-from kdrop.training import curve_plots, image_plots, region_plots
+from kdrop.training import curve_plots, prediction_plots
 from kdrop.training.data import Data
 from kdrop.training.report import test_examples
-from kdrop.training.run import Run, SeedRuns
+from kdrop.training.run import SeedRuns
 
 PASSES = 50  # of the exported signature where none is asked for
 CHUNK = 1000  # inputs of one call of the model
@@ -36,26 +36,6 @@ def export_best(
             `passes` among them is also the number of samples of the signature `sample`.
     """
     best: Any = result.best
-
-    def draw(path):
-        histories = {each.name: each.best.history for each in results}
-        curve_plots.curves(path / "curves.png", histories)
-        if best.vote is not None:
-            _draw_vote(path, best, results, data)
-        if data.test.inputs.ndim == 2:
-            predictors = {x.name: partial(_predict, x.best.model) for x in results}
-            region_plots.regions(
-                path / "regions.png", predictors, *data.test, data.labels
-            )
-        else:
-            title = f"{result.name}, test set"
-            forecast = _predict(best.model, data.test.inputs)
-            file, labels = path / "predictions.png", data.labels
-            image_plots.predictions(file, title, *data.test, forecast, labels)
-            file, predicted = path / "confusion.png", forecast.argmax(axis=1)
-            targets = data.test.targets
-            image_plots.confusion(file, title, targets, predicted, labels)
-
     layers = [layer for layer in best.model.layers if layer.name.startswith("drop_")]
     return export(
         best.model,
@@ -69,38 +49,47 @@ def export_best(
             **record,
         },
         history=best.history,
-        draw=draw,
+        draw=partial(_draw, best, results, data),
         passes=record["passes"] or PASSES,
     )
 
 
-def _draw_vote(path: Path, best: Run, results: Sequence[SeedRuns], data: Data) -> None:
-    """The pictures of the vote of one run, beside the votes of the others."""
-    vote: Any = best.vote
-    samples = vote.samples
-    part = data.test.first(samples.shape[1])
-    title = f"{best.experiment.dropout}, {test_examples(data, len(part.targets))}"
-    votes = {each.name: each.best.vote for each in results}
-    curve_plots.sample_counts(path / "passes.png", votes, part.targets)
-    forecasts = dict(zip(PREDICTIONS.values(), vote.predictions(), strict=True))
-    file = path / "reliability.png"
-    curve_plots.calibration(file, title, forecasts, part.targets)
-    if part.inputs.ndim > 2:
-        file = path / "certainty.png"
-        image_plots.certainty(file, title, *part, samples, data.labels)
+def _draw(best: Any, results: Sequence[SeedRuns], data: Data, folder: Path) -> None:
+    """The pictures of one run, beside the curves, regions and votes of the others."""
+    name, bests = best.experiment.dropout, {each.name: each.best for each in results}
+    histories = {each: run.history for each, run in bests.items()}
+    curve_plots.curves(folder / "curves.png", histories)
+    images, labels = data.test.inputs.ndim > 2, data.labels
+    predict = {each: partial(_predict, run.model) for each, run in bests.items()}
+    if images:
+        title = f"{name}, test set"
+        probabilities = _predict(best.model, data.test.inputs)
+        file = folder / "predictions.png"
+        prediction_plots.predictions(file, title, *data.test, probabilities, labels)
+        file, predicted = folder / "confusion.png", probabilities.argmax(axis=1)
+        prediction_plots.confusion(file, title, data.test.targets, predicted, labels)
+    else:
+        prediction_plots.regions(folder / "regions.png", predict, *data.test, labels)
+    if best.vote is None:
         return
-
-    def sample_plane(points):
+    samples = best.vote.samples
+    part = data.test.first(samples.shape[1])
+    title = f"{name}, {test_examples(data, len(part.targets))}"
+    votes = {each: run.vote for each, run in bests.items()}
+    curve_plots.sample_counts(folder / "passes.png", votes, part.targets)
+    forecasts = dict(zip(PREDICTIONS.values(), best.vote.predictions(), strict=True))
+    file = folder / "reliability.png"
+    curve_plots.calibration(file, title, forecasts, part.targets)
+    if images:
+        file = folder / "certainty.png"
+        prediction_plots.certainty(file, title, *part, samples, labels)
+    else:
         # One subnetwork for the whole plane, so that the map has no grain.
-        settings = dict(seed=best.experiment.seed, consistent=True, verbose=0)
-        return sample(best.model, points, len(samples), CHUNK, **settings)
-
-    predict = partial(_predict, best.model)
-    file = path / "uncertainty.png"
-    region_plots.uncertainty_maps(file, title, predict, sample_plane, part.inputs)
+        settings = {"seed": best.experiment.seed, "consistent": True, "verbose": 0}
+        draw = partial(sample, best.model, passes=len(samples), **settings)
+        scaled, file = partial(_predict, best.model), folder / "uncertainty.png"
+        prediction_plots.uncertainty_maps(file, title, scaled, draw, part.inputs)
 
 
-def _predict(model, inputs) -> np.ndarray:
-    """The model's probabilities at inference, without Keras's loop of `predict`."""
-    chunks = np.array_split(inputs, max(1, len(inputs) // CHUNK))
-    return np.concatenate([model(np.float32(chunk)) for chunk in chunks])
+def _predict(model, inputs: np.ndarray) -> np.ndarray:
+    return model.predict(np.float32(inputs), CHUNK, verbose=0)

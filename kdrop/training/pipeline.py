@@ -5,6 +5,7 @@ import tensorflow as tf
 from kdrop.errors import UserError
 from kdrop.training.data import Part
 from kdrop.training.devices import ALONE, Devices
+from kdrop.training.settings import check
 
 
 def batches(
@@ -22,8 +23,7 @@ def batches(
 
     An epoch is one pass over the part; its last batch holds the remainder. The order of
     the examples and their augmentation are functions of (`shuffle_seed`, epoch,
-    example) alone, so that a pipeline that starts at `first_step` continues exactly
-    where an interrupted one stopped.
+    example) alone, so that a pipeline may start at any step.
 
     Where the examples of a batch cannot be divided evenly among the devices, the last
     example is repeated, and the batches are triples with a weight for each example: 0
@@ -33,23 +33,20 @@ def batches(
     Args:
         batch_size: Examples in a batch, of all devices together.
         epochs: Number of epochs, including what `first_step` skips; no end if `None`.
-        first_step: Number of batches to skip.
         shuffle_seed: Shuffles each epoch anew; the order of the part if `None`.
         mirror: Mirror half of the images, left to right.
         shift: Largest shift of the images each way in pixels, the border reflected.
         devices: Those that share a batch. This process's rows of it are returned.
     """
     count = len(part.targets)
-    if batch_size < 1:
-        raise UserError(f"`batch_size` is {batch_size}, but must be at least 1.")
+    check("batch_size", batch_size, "[1, inf)")
     if not count:
         raise ValueError("A part without examples gives no batches.")
     augment = mirror or shift != 0
     if augment and part.inputs.ndim != 4:
         raise UserError("Only images can be augmented: these inputs are not images.")
-    if augment and not 0 <= shift < min(part.inputs.shape[1:3]):
-        rule = "from 0 to below the height and width"
-        raise UserError(f"`shift` is {shift}, but must be {rule}.")
+    if augment:
+        check("shift", shift, f"[0, {min(part.inputs.shape[1:3])})")
     if augment and shuffle_seed is None:
         raise ValueError("`mirror` and `shift` need a `shuffle_seed`.")
     sizes = min(batch_size, count), count % batch_size

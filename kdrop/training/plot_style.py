@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 Array = np.ndarray
 Names = Sequence[str]
@@ -37,9 +37,10 @@ STYLE: dict = {
 CHARACTER = 0.065  # inches of one character of 8 points; figures have their print size
 
 
-def look(number: int) -> dict:
-    """Colour and marker of a run or class."""
-    return {"color": COLOURS[number % 10], "marker": MARKERS[number % 10]}
+def look(number: int, dashed: bool = False) -> dict:
+    """Colour and marker of a run or class; dashed lines have hollow markers."""
+    hollow = {"linestyle": DASHED, "markerfacecolor": "white"} if dashed else {}
+    return {"color": COLOURS[number % 10], "marker": MARKERS[number % 10], **hollow}
 
 
 def tidy(panel: Axes) -> None:
@@ -53,6 +54,10 @@ def log_ticks(axis: Axis, dense: bool) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if dense else (1,)))
     axis.set_minor_locator(LogLocator(subs=()))
     axis.set_major_formatter("{x:,g}")
+
+
+def percent(axis: Axis) -> None:
+    axis.set_major_formatter(PercentFormatter(1))
 
 
 def wrap(text: str, width: int, lines: int = 2) -> str:
@@ -73,12 +78,12 @@ def entry(label: str, **style) -> Line2D:
     return Line2D([], [], label=label, **style)
 
 
-def legend(figure: Figure, handles: list[Line2D], title: str) -> None:
+def legend(figure: Figure, handles: list[Line2D], title: str = "") -> None:
     """One legend below the axes, in as many columns as the names leave room for."""
     room = figure.get_figwidth() / CHARACTER
     names = [wrap(str(handle.get_label()), 40) for handle in handles]
     widths = [min(len(name), 40) + 7 for name in names]  # 7: its line and the gaps
     columns = len(names) if sum(widths) < room else max(1, int(room / max(widths)))
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=columns)
-    legend.set_title(textwrap.fill(title, int(room)))
-    legend.get_title().set_multialignment("center")
+    box = figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    box.set_title(textwrap.fill(title, int(room)))
+    box.get_title().set_multialignment("center")

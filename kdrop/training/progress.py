@@ -1,7 +1,4 @@
-"""What a run prints, records and saves while it trains.
-
-`checkpoint` says what a saved epoch holds.
-"""
+"""What a run prints, records and saves while it trains."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +16,34 @@ SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
 class Recorder(keras.callbacks.Callback):
     """Prints a line for each epoch, records the history, and saves checkpoints.
 
-    The lines begin with `name`. In a terminal a progress bar moves below them.
+    In a terminal a progress bar moves below the lines while `bar` is entered.
+
+    Args:
+        label: What the lines begin with.
+        epochs: Those of the whole run.
+        history: The columns of the epochs before, if the run is resumed.
+        scheduled: Layers whose rates are columns of the history.
+        agree: Returns the decision of the first process in all processes.
     """
 
-    def __init__(self, console: Console, name: str):
+    def __init__(
+        self,
+        console: Console,
+        label: str,
+        epochs: int,
+        history: History,
+        checkpoint: Checkpoint,
+        scheduled: Sequence[Any] = (),
+        agree: Callable[[bool], bool] = bool,
+    ):
         super().__init__()
-        self.console = console
-        self.name = name
+        self.console, self.label, self.epochs = console, label, epochs
+        self.history, self.checkpoint = history, checkpoint
+        self.scheduled, self.agree = scheduled, agree
+        self.resumed_at = int(history["epoch"][-1]) if history else 0
+        self.seconds_before = history["seconds"][-1] if history else 0.0
         self.bar = Progress(
-            TextColumn(name),
+            TextColumn(label),
             BarColumn(),
             TextColumn("epoch {task.completed:.0f}/{task.total}"),
             TimeRemainingColumn(),
@@ -36,30 +52,9 @@ class Recorder(keras.callbacks.Callback):
             disable=not console.is_terminal,
         )
 
-    def begin(
-        self,
-        epochs: int,
-        history: History,
-        checkpoint: Checkpoint,
-        scheduled: Sequence[Any] = (),
-        agree: Callable[[bool], bool] = bool,
-    ) -> None:
-        """Prepare a run, which continues the history if that is not empty.
-
-        Args:
-            scheduled: Layers whose rates are columns of the history.
-            agree: Returns the decision of the first process in all processes.
-        """
-        self.epochs, self.checkpoint, self.agree = epochs, checkpoint, agree
-        self.scheduled = scheduled
-        self.history = {name: list(values) for name, values in history.items()}
-        self.resumed_at = int(history["epoch"][-1]) if history else 0
-        self.seconds_before = history["seconds"][-1] if history else 0.0
-
     def on_train_begin(self, logs=None):
         self.started = self.saved = time.perf_counter()
         self.task = self.bar.add_task("", total=self.epochs, completed=self.resumed_at)
-        self.bar.start()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -86,9 +81,6 @@ class Recorder(keras.callbacks.Callback):
             self.checkpoint.save(self.model, self.history)
             self.saved = time.perf_counter()
 
-    def on_train_end(self, logs=None):
-        self.bar.stop()
-
     def _line(self, row):
         epoch = row["epoch"]
         seconds = row["seconds"] - self.seconds_before
@@ -101,7 +93,7 @@ class Recorder(keras.callbacks.Callback):
         rate = f"  rate {'/'.join(rates)}" if rates else ""
         width = len(str(self.epochs))
         return (
-            f"{self.name}  epoch {epoch:{width}}/{self.epochs}"
+            f"{self.label}  epoch {epoch:{width}}/{self.epochs}"
             f"  loss {row['loss']:.3f} = data {row['data_loss']:.3f}"
             f" + reg {regularisation:.3f}  accuracy {row['accuracy']:.3f}{validation}"
             f"  lr {row['learning_rate']:.2g}{rate}  {left} left"

@@ -1,13 +1,13 @@
 """The tables of a comparison."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
-from kdrop.ensemble.calibration import MEASURES, PREDICTIONS
+from kdrop.ensemble.calibration import PREDICTIONS
 from kdrop.training.data import Data
 from kdrop.training.run import SeedRuns
 
@@ -16,54 +16,46 @@ PART_NAMES = {"train": "train", "validation": "val", "test": "test"}
 
 def results_table(results: Sequence[SeedRuns]) -> Table:
     """Accuracy and loss at inference, one row for each experiment, over its seeds."""
+    first = results[0].runs[0].metrics
+    parts = {k: name for k, name in PART_NAMES.items() if f"{k}_loss" in first}
+    columns = {
+        **{f"{parts[k]}\naccuracy %": (f"{k}_accuracy", 100, 1) for k in parts},
+        **{f"{parts[k]}\nloss": (f"{k}_loss", 1, 3) for k in parts},
+        "train - test\naccuracy": ("gap", 100, 1),
+        "\nseconds": ("seconds", 1, 0),
+    }
+    rows = []
+    for result in results:
+        runs = [dict(run.metrics) for run in result.runs]
+        for run in runs:
+            run["gap"] = run["train_accuracy"] - run["test_accuracy"]
+        rows.append(([result.name], runs))
     seeds = len(results[0].runs)
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    metrics = results[0].runs[0].metrics
-    parts = {k: name for k, name in PART_NAMES.items() if f"{k}_loss" in metrics}
-    table = _table(
-        f"{results[0].best.experiment.data}, at inference{spread}",
-        ["dropout"],
-        [f"{name}\naccuracy %" for name in parts.values()]
-        + [f"{name}\nloss" for name in parts.values()]
-        + ["train - test\naccuracy", "\nseconds"],
-    )
-    for result in results:
-        runs = [run.metrics for run in result.runs]
-        accuracies = {k: [100 * m[f"{k}_accuracy"] for m in runs] for k in parts}
-        gaps = [100 * (m["train_accuracy"] - m["test_accuracy"]) for m in runs]
-        table.add_row(
-            result.name,
-            *(mean_and_spread(values, 1) for values in accuracies.values()),
-            *(mean_and_spread([m[f"{k}_loss"] for m in runs], 3) for k in parts),
-            mean_and_spread(gaps, 1),
-            mean_and_spread([m["seconds"] for m in runs], 0),
-        )
-    return table
+    title = f"{results[0].best.experiment.data}, at inference{spread}"
+    return _table(title, ["dropout"], columns, rows)
 
 
 def vote_table(results: Sequence[SeedRuns], data: Data) -> Table:
     """Weight scaling beside the vote, for each experiment whose runs have a vote."""
-    votes = [result.best.vote for result in results]
-    samples = next(vote.samples for vote in votes if vote is not None)
-    part = test_examples(data, samples.shape[1])
-    table = _table(
-        f"{data.name}, {part}: weight scaling and the vote of {len(samples)} samples",
-        ["dropout", "predicted by"],
-        [
-            "\naccuracy %",
-            "negative log\nlikelihood",
-            "expected\ncalibration error",
-            "Brier\nscore",
-        ],
-    )
+    columns = {
+        "\naccuracy %": ("accuracy", 100, 2),
+        "negative log\nlikelihood": ("negative_log_likelihood", 1, 4),
+        "expected\ncalibration error": ("expected_calibration_error", 1, 4),
+        "Brier\nscore": ("brier_score", 1, 4),
+    }
+    rows = []
     for result in results:
         runs = [run.metrics for run in result.runs if "vote_accuracy" in run.metrics]
         for kind, name in PREDICTIONS.items() if runs else ():
-            columns = [[m[f"{kind}_{measure}"] for m in runs] for measure in MEASURES]
-            accuracy = mean_and_spread([100 * value for value in columns[0]], 2)
-            others = [mean_and_spread(values, 4) for values in columns[1:]]
-            table.add_row(result.name, name, accuracy, *others)
-    return table
+            of_kind = [{k.removeprefix(f"{kind}_"): m[k] for k in m} for m in runs]
+            rows.append(([result.name, name], of_kind))
+    samples = next(x.best.vote.samples for x in results if x.best.vote is not None)
+    part = test_examples(data, samples.shape[1])
+    title = (
+        f"{data.name}, {part}: weight scaling and the vote of {len(samples)} samples"
+    )
+    return _table(title, ["dropout", "predicted by"], columns, rows)
 
 
 def test_examples(data: Data, size: int) -> str:
@@ -82,11 +74,26 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
         return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    """An empty table with columns for names, then columns for numbers."""
+def _table(
+    title: str,
+    names: Sequence[str],
+    columns: Mapping[str, tuple[str, int, int]],
+    rows: Sequence[tuple[Sequence[str], Sequence[Mapping[str, float]]]],
+) -> Table:
+    """A table of names, then of numbers over the runs of a row.
+
+    Args:
+        columns: For each heading a metric, what it is multiplied by, and the digits.
+        rows: The names of each row, and the metrics of each of its runs.
+    """
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for heading in names:
-        table.add_column(heading, no_wrap=True)
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in (*names, *columns):
+        left = heading in names
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for cells, runs in rows:
+        numbers = [
+            mean_and_spread([scale * metrics[name] for metrics in runs], digits)
+            for name, scale, digits in columns.values()
+        ]
+        table.add_row(*cells, *numbers)
     return table

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from rich.console import Console
 
 from kdrop import backend, layers
 from kdrop.ensemble.calibration import Vote
@@ -62,13 +63,8 @@ class SeedRuns:
 
 def load_data(experiment: Experiment, folder: Path | None = None) -> Data:
     """The experiment's data set; `folder` is that of `data.load`."""
-    return load(
-        experiment.data,
-        experiment.train_size,
-        experiment.validation,
-        seed=experiment.data_seed,
-        folder=folder,
-    )
+    sizes = experiment.train_size, experiment.validation
+    return load(experiment.data, *sizes, experiment.data_seed, folder)
 
 
 def network(experiment: Experiment, data: Data) -> keras.Model:
@@ -78,14 +74,13 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
     """
     names = ("hidden", "input_rate", "l1", "l2", "max_norm", "norm_penalty")
     settings: dict[str, Any] = {name: getattr(experiment, name) for name in names}
-    if experiment.rate:
-        one = len(experiment.rate) == 1
-        settings["rate"] = experiment.rate[0] if one else experiment.rate
+    if rate := experiment.rate:
+        settings["rate"] = rate[0] if len(rate) == 1 else rate
     if experiment.width:
         settings["width"] = experiment.width
-    build_network = MODELS[experiment.model]
+    builder = MODELS[experiment.model]
     try:
-        return build_network(
+        return builder(
             getattr(layers, experiment.dropout, None),  # `None` for "none"
             classes=len(data.labels),
             input_shape=data.train.inputs.shape[1:],
@@ -109,13 +104,12 @@ def build(experiment: Experiment, data: Data) -> keras.Model:
     model = network(experiment, data)
     examples = batches(data.train, EVALUATION_BATCH, epochs=1).map(lambda x, _: x)
     model.get_layer("standardise").adapt(examples)
-    schedules = keras.optimizers.schedules
-    rate, decay = experiment.learning_rate, experiment.decay
-    if decay == "cosine":
+    schedules, rate = keras.optimizers.schedules, experiment.learning_rate
+    if experiment.decay == "cosine":
         steps = experiment.epochs * steps_per_epoch(experiment, data)
         rate = schedules.CosineDecay(rate, steps)
     else:
-        rate = schedules.InverseTimeDecay(rate, 1, decay)
+        rate = schedules.InverseTimeDecay(rate, 1, experiment.decay)
     data_loss = keras.metrics.SparseCategoricalCrossentropy(name="data_loss")
     model.compile(
         optimizer=keras.optimizers.Adam(rate),
@@ -136,41 +130,46 @@ def train(
     experiment: Experiment,
     data: Data,
     checkpoint: Checkpoint,
-    recorder: Recorder,
+    *,
+    console: Console | None = None,
+    label: str = "",
     callbacks: Iterable[keras.callbacks.Callback] = (),
     devices: Devices = ALONE,
 ) -> Run:
     """Train the experiment's network, or resume it from `checkpoint`.
 
-    A resumed run ends with the same weights, bit for bit, as an uninterrupted one.
+    A resumed run ends with the same weights, bit for bit, as an uninterrupted one. The
+    console, if there is one, shows the progress in lines that begin with the label.
     """
     if devices.count > 1 and experiment.jit_compile:
         raise UserError("`jit_compile` works on one device only.")
     with devices.scope():
-        try:
-            model = _fit(experiment, data, checkpoint, recorder, callbacks, devices)
-        finally:
-            recorder.bar.stop()
+        # JAX needs equal values in all processes, also of what a checkpoint replaces.
+        keras.utils.set_random_seed(experiment.seed)
+        model, history = checkpoint.load()
+        model = _synchronised(model or build(experiment, data))
+        schedules = _schedules(experiment, data, model)
+        recorder = Recorder(
+            console or Console(quiet=True), label, experiment.epochs, history,
+            checkpoint, list(schedules), devices.agree,
+        )  # fmt: skip
+        changes = [RateSchedule(schedules[layer], [layer]) for layer in schedules]
+        callbacks = [*changes, recorder, *callbacks]
+        first_epoch = recorder.resumed_at
+        if first_epoch < experiment.epochs:
+            with recorder.bar:
+                _fit(model, experiment, data, first_epoch, callbacks, devices)
         metrics = evaluate(model, data, devices)
-    metrics["seconds"] = recorder.history["seconds"][-1]
+    metrics["seconds"] = history["seconds"][-1]
     if devices.count > 1:  # reload it as a model of one device
         model = _synchronised(checkpoint.load()[0])
-    return Run(experiment, model, recorder.history, metrics)
+    return Run(experiment, model, history, metrics)
 
 
-def _fit(experiment, data, checkpoint, recorder, callbacks, devices) -> keras.Model:
-    # JAX needs equal values in all processes, also of what a checkpoint replaces.
-    keras.utils.set_random_seed(experiment.seed)
-    model, history = checkpoint.load()
-    model = _synchronised(model or build(experiment, data))
-    scheduled = _scheduled(experiment, data, model)
-    recorder.begin(
-        experiment.epochs, history, checkpoint, list(scheduled), devices.agree
-    )
-    if recorder.resumed_at >= experiment.epochs:
-        return model
+def _fit(model, experiment, data, first_epoch, callbacks, devices) -> None:
     steps = steps_per_epoch(experiment, data)
-    most = min(steps, SCHEDULED_STEPS if scheduled else EXECUTION_STEPS)
+    constant = experiment.schedule == "constant"
+    most = min(steps, EXECUTION_STEPS if constant else SCHEDULED_STEPS)
     if devices.count > 1:
         most = 1  # Keras's loop over several steps fails under a strategy
     model.steps_per_execution = max(n for n in range(1, most + 1) if steps % n == 0)
@@ -179,25 +178,20 @@ def _fit(experiment, data, checkpoint, recorder, callbacks, devices) -> keras.Mo
         batches(
             data.train,
             experiment.batch_size,
-            first_step=recorder.resumed_at * steps,
+            first_step=first_epoch * steps,
             shuffle_seed=experiment.seed,
             mirror=experiment.mirror,
             shift=experiment.shift,
             devices=devices,
         ),
         steps_per_epoch=steps,
-        initial_epoch=recorder.resumed_at,
+        initial_epoch=first_epoch,
         epochs=experiment.epochs,
         validation_data=_evaluation(data.validation, devices) if validates else None,
-        callbacks=[
-            *(RateSchedule(scheduled[layer], [layer]) for layer in scheduled),
-            recorder,
-            *callbacks,
-        ],
+        callbacks=callbacks,
         shuffle=False,  # the batches are
         verbose=0,
     )
-    return model
 
 
 def _synchronised(model: Any) -> keras.Model:
@@ -211,7 +205,7 @@ def _synchronised(model: Any) -> keras.Model:
     return model
 
 
-def _scheduled(experiment, data, model) -> dict[Any, Schedule]:
+def _schedules(experiment, data, model) -> dict[Any, Schedule]:
     """The drop layers whose rates change, each with its schedule."""
     if experiment.schedule == "constant":
         return {}
@@ -229,8 +223,7 @@ def evaluate(
     """Accuracy and data loss (nats) at inference on each part that has examples."""
     metrics = {}
     for name in ("train", "validation", "test"):
-        part = getattr(data, name)
-        if len(part.targets):
+        if len((part := getattr(data, name)).targets):
             examples = _evaluation(part, devices)
             results: Any = model.evaluate(examples, verbose=0, return_dict=True)
             metrics[f"{name}_accuracy"] = results["accuracy"]

@@ -1,12 +1,10 @@
 """Small runs for the tests of training."""
 
 import keras
-from rich.console import Console
 
 from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.devices import ALONE
 from kdrop.training.experiment import Experiment
-from kdrop.training.progress import Recorder
 from kdrop.training.run import load_data, train
 
 
@@ -30,6 +28,12 @@ def small(**settings):
 
 def run(experiment, folder, callbacks=(), console=None, devices=ALONE):
     """Train the experiment, or resume it from the folder."""
-    recorder = Recorder(console or Console(quiet=True), experiment.dropout)
-    data = load_data(experiment)
-    return train(experiment, data, Checkpoint(folder), recorder, callbacks, devices)
+    return train(
+        experiment,
+        load_data(experiment),
+        Checkpoint(folder),
+        console=console,
+        label=experiment.dropout,
+        callbacks=callbacks,
+        devices=devices,
+    )

@@ -69,8 +69,6 @@ def test_a_damaged_history_is_reported(content, checkpoint):
 
 
 def test_discard_deletes_the_folder(checkpoint):
-    checkpoint.exported = Path("models/1")
-    assert checkpoint.exported == Path("models/1")
     assert checkpoint.discard()
     assert not checkpoint.folder.exists() and not checkpoint.discard()
-    assert checkpoint.exported is None and checkpoint.load() == (None, {})
+    assert checkpoint.load() == (None, {})

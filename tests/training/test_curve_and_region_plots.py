@@ -10,7 +10,7 @@ from pictures import (
     sectors,
 )
 
-from kdrop.training import curve_plots, plot_style, region_plots
+from kdrop.training import curve_plots, plot_style, prediction_plots
 
 
 def test_curves_draw_the_columns(drawn):
@@ -47,19 +47,6 @@ def test_without_validation_the_legend_has_none(drawn):
     assert "training" in drawn.texts and "validation" not in drawn.texts
 
 
-def test_long_curves_are_means_in_a_band(drawn):
-    long = history(1001)
-    curve_plots.curves(drawn.path, {"none": long})
-    panel = drawn.figure.axes[1]
-    line, band = panel.lines[0], panel.collections[0].get_paths()[0].vertices
-    blocks = [long["accuracy"][i : i + 6] for i in range(0, 1001, 6)]
-    np.testing.assert_allclose(line.get_ydata(), [block.mean() for block in blocks])
-    assert line.get_xdata()[-1] == np.mean([997, 998, 999, 1000, 1001])
-    edges = {*np.min(blocks[:-1], axis=1), *np.max(blocks[:-1], axis=1)}
-    assert edges <= set(band[:, 1])
-    assert any(text.startswith("Lines: means over 6 epochs") for text in drawn.texts)
-
-
 @pytest.mark.parametrize("epochs", [10, 1000])
 def test_a_diverged_run_does_not_hide_the_others(drawn, epochs):
     broken = history(epochs, validation=False)
@@ -78,11 +65,12 @@ def test_regions_draw_some_points_and_count_all(drawn):
     def right_half(x):
         return np.eye(2)[(x[:, 0] > 5).astype(int)]
 
-    region_plots.regions(
+    prediction_plots.regions(
         drawn.path, {"a": right_half, "b": sectors(2)}, points, targets, "LR"
     )
     assert "a\naccuracy 90.0%" in drawn.texts
     assert any("1,000 of 3,000 shown" in text for text in drawn.texts)
+    assert drawn.texts.count("predicted wrong") == 1
     first, second = drawn.figure.axes
     assert first.get_xlim() == second.get_xlim()
     assert first.get_ylim() == second.get_ylim()
@@ -113,7 +101,7 @@ def test_regions_have_the_colour_of_the_prediction(drawn):
         return probabilities
 
     corners = np.array([[0, 0], [8, 0], [0, 4], [8, 4]], np.float32)
-    region_plots.regions(drawn.path, {"a": predict}, corners, [0, 1, 2, 1], ARMS)
+    prediction_plots.regions(drawn.path, {"a": predict}, corners, [0, 1, 2, 1], ARMS)
     panel = drawn.figure.axes[0]
     unit = panel.transData.transform([[0, 0], [1, 1]])
     assert np.ptp(unit[:, 0]) == pytest.approx(np.ptp(unit[:, 1]), rel=0.01)
@@ -127,6 +115,6 @@ def test_regions_of_a_diverged_run_are_white(drawn):
     def diverged(points):
         return np.full((len(points), 3), np.nan)
 
-    region_plots.regions(drawn.path, {"a": diverged}, disc(4), [0, 0, 0, 1], ARMS)
+    prediction_plots.regions(drawn.path, {"a": diverged}, disc(4), [0, 0, 0, 1], ARMS)
     assert "a\naccuracy 75.0%" in drawn.texts  # argmax takes class 0, as Keras does
     assert np.all(drawn.figure.axes[0].images[0].get_array() == 1)

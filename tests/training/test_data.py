@@ -159,7 +159,7 @@ def test_real_cifar10():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"train_size": 301}, "`train_size` is 301.* 1 and 300 for cifar10"),
+        ({"train_size": 301}, r"`train_size` is 301, but must be in \[1, 300\]"),
         ({"train_size": 0}, "`train_size` is 0"),
         ({"train_size": 9, "validation": 0}, "9 examples .* 9 of the 10 classes"),
         ({"train_size": 50, "validation": 0.1}, "5 examples in the validation part"),

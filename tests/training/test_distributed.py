@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from rich.console import Console
 from runs import StopAfter, run
 
 from kdrop.errors import UserError
@@ -25,7 +24,6 @@ from kdrop.training.devices import (
 )
 from kdrop.training.experiment import Experiment
 from kdrop.training.pipeline import batches
-from kdrop.training.progress import Recorder
 from kdrop.training.run import train
 
 # Two steps an epoch, of 60 examples and of 30.
@@ -116,9 +114,8 @@ def test_batch_statistics_are_those_of_the_global_batch(tmp_path, pair, monkeypa
     data = Data("cifar10", part, part.first(0), part, labels=("dark", "bright"))
     runs = []
     for devices in (ALONE, pair):
-        recorder = Recorder(Console(quiet=True), "")
         checkpoint = Checkpoint(tmp_path / str(devices.count))
-        runs.append(train(experiment, data, checkpoint, recorder, (), devices))
+        runs.append(train(experiment, data, checkpoint, devices=devices))
     one, two = (each.history["loss"] for each in runs)
     np.testing.assert_allclose(two, one, rtol=1e-4)
     for layer in runs[1].model.layers:
@@ -163,9 +160,11 @@ def test_the_parts_of_a_batch_are_the_whole(processes, size):
 
 def test_more_replicas_than_devices_are_rejected():
     for count in (0, -1, 10**6):
-        with pytest.raises(UserError, match=f"`replicas` is {count}, but must be from"):
-            mirror(count)
-    assert mirror(1) == mirror() == available(DeviceOptions()) == ALONE
+        with pytest.raises(UserError, match=f"`replicas` is {count}, but must be in"):
+            mirror(DeviceOptions(replicas=count))
+    with pytest.raises(UserError, match="`replicas` is 1024, but must be from 1 to"):
+        mirror(DeviceOptions(replicas=1024))
+    assert mirror(DeviceOptions(1)) == available(DeviceOptions()) == ALONE
     assert not tf.distribute.has_strategy()
 
 
@@ -192,7 +191,7 @@ def test_a_malformed_coordinator_is_rejected(address):
 def test_wrong_numbers_of_processes_are_rejected(monkeypatch):
     pytest.importorskip("jax")
     with pytest.raises(UserError, match="`process_id` is 2, but of 2 processes"):
-        join(2, 2, "localhost:9876")
+        join(DeviceOptions(None, 2, 2, "localhost:9876"))
     # Without a launcher, JAX asks for the coordinator.
     with pytest.raises(UserError, match="each process needs `processes`"):
-        join(2)
+        join(DeviceOptions(processes=2))

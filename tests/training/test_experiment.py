@@ -46,15 +46,15 @@ def test_a_single_rate_is_a_tuple_of_one():
         ({"rate": (0.5, 1.0)}, r"`rate` is 1.0, but must be in \[0, 1\)"),
         ({"rate": float("nan")}, "`rate` is nan"),
         ({"input_rate": -0.1}, "`input_rate` is -0.1"),
-        ({"epochs": 0}, "`epochs` is 0, but must be above 0"),
+        ({"epochs": 0}, r"`epochs` is 0, but must be in \[1, 1000000\]"),
         ({"steps_per_epoch": 0}, "`steps_per_epoch` is 0"),
         ({"batch_size": -5}, "`batch_size` is -5"),
         ({"learning_rate": float("inf")}, "`learning_rate` is inf"),
         ({"decay": "linear"}, "`decay` is linear, but must be cosine or a number"),
         ({"decay": -0.1}, "`decay` is -0.1"),
-        ({"l2": -1.0}, "`l2` is -1.0, but must be 0 or more"),
+        ({"l2": -1.0}, r"`l2` is -1.0, but must be in \[0, 1000000\]"),
         ({"seed": -1}, "`seed` is -1"),
-        ({"data": "cifar10", "width": 0}, "`width` is 0, but must be above 0"),
+        ({"data": "cifar10", "width": 0}, r"`width` is 0, but must be in \[1, 16384\]"),
     ],
 )
 def test_wrong_settings_raise_one_sentence(settings, message):

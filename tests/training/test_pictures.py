@@ -20,10 +20,14 @@ from pictures import (
     sectors,
 )
 
-from kdrop.training import curve_plots, region_plots
+from kdrop.training import curve_plots, prediction_plots
 from kdrop.training.curve_plots import calibration, sample_counts
-from kdrop.training.image_plots import certainty, confusion, predictions
-from kdrop.training.region_plots import uncertainty_maps
+from kdrop.training.prediction_plots import (
+    certainty,
+    confusion,
+    predictions,
+    uncertainty_maps,
+)
 
 
 def draw_curves(path, runs, epochs, **settings):
@@ -35,7 +39,7 @@ def draw_curves(path, runs, epochs, **settings):
 def draw_regions(path, runs, labels):
     points = disc(1500)
     targets = np.arange(1500) % len(labels)
-    region_plots.regions(
+    prediction_plots.regions(
         path, dict.fromkeys(runs, sectors(len(labels))), points, targets, labels
     )
 

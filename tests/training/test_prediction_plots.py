@@ -13,8 +13,13 @@ from pictures import (
 
 from kdrop.training import plot_style
 from kdrop.training.curve_plots import calibration, sample_counts
-from kdrop.training.image_plots import certainty, confusion, predictions
-from kdrop.training.region_plots import FAR_PIXELS, uncertainty_maps
+from kdrop.training.prediction_plots import (
+    FAR_PIXELS,
+    certainty,
+    confusion,
+    predictions,
+    uncertainty_maps,
+)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

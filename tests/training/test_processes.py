@@ -50,7 +50,6 @@ import jax, keras, numpy as np
 from dataclasses import replace
 from pathlib import Path
 from jax.experimental.multihost_utils import process_allgather
-from rich.console import Console
 from kdrop.training import devices, progress, run
 from kdrop.training.data import Part
 from kdrop.training.experiment import Experiment
@@ -70,7 +69,8 @@ EXPERIMENTS = {
 }
 # The clocks of the processes differ: let one of them never save.
 progress.SAVE_SECONDS = 1e9 if process == "0" else 0
-shared = devices.join(int(processes), int(process), *coordinator[1:])
+options = devices.DeviceOptions(None, int(processes), int(process), *coordinator[1:])
+shared = devices.join(options)
 
 def mask(layer, batch):
     shape = (batch, *layer.input.shape[1:])
@@ -83,9 +83,7 @@ def mask(layer, batch):
     return process_allgather(step(state, ones), tiled=True)
 
 def trained(experiment, data, folder):
-    recorder = progress.Recorder(Console(quiet=True), "")
-    checkpoint = progress.Checkpoint(folder)
-    return run.train(experiment, data, checkpoint, recorder, (), shared)
+    return run.train(experiment, data, progress.Checkpoint(folder), devices=shared)
 
 for name in names.split(","):
     experiment = EXPERIMENTS[name]
@@ -116,7 +114,7 @@ KILLED = """
 import os, runpy, signal, sys
 terminal = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as train.py
-from kdrop.training import progress
+from kdrop.training import progress, run
 os.dup2(terminal, 2)
 
 class Recorder(progress.Recorder):
@@ -129,7 +127,7 @@ class Recorder(progress.Recorder):
         super().on_train_batch_end(batch, logs)
 
 _, last, *sys.argv = sys.argv
-last, progress.SAVE_SECONDS, progress.Recorder = int(last), 0, Recorder
+last, progress.SAVE_SECONDS, run.Recorder = int(last), 0, Recorder
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -245,9 +243,9 @@ def test_a_coordinator_that_does_not_answer_is_reported(start, coordinator):
     "variables", [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}], ids=str
 )
 def test_no_process_waits_for_others_unasked(variables, monkeypatch):
-    from kdrop.training.devices import join
+    from kdrop.training.devices import DeviceOptions, join
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    devices = join()
+    devices = join(DeviceOptions())
     assert (devices.processes, devices.process) == (1, 0)

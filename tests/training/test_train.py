@@ -139,7 +139,7 @@ def test_a_failed_export_loses_nothing(monkeypatch, tmp_path, capsys):
 
 
 def test_a_start_without_resume_says_what_it_discards(monkeypatch, tmp_path, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(comparison, "train", interrupted)
@@ -152,7 +152,7 @@ def test_a_start_without_resume_says_what_it_discards(monkeypatch, tmp_path, cap
     ((experiment,), _) = comparison_of(QUICK + "--dropout none")
     (experiment_folder / experiment.key()).mkdir(parents=True)
     _, output = train(QUICK + "--dropout none", tmp_path)
-    assert output == "none  starts from epoch 1: --resume would have continued\n"
+    assert output == "none  starts from epoch 1 and deletes what was saved\n"
 
 
 def comparison_of(arguments):
@@ -166,7 +166,7 @@ def comparison_of(arguments):
     ("arguments", "message"),
     [
         ("--rate 0.1 0.2 0.3", "2 places"),
-        ("--train-size 4000", "--train-size is 4000, but must be between 1 and 3000"),
+        ("--train-size 4000", "--train-size is 4000, but must be in [1, 3000]"),
         ("--train-size 3", "at least one of each"),
         ("cifar10 --data-dir nowhere", "nowhere is not a folder"),
         ("--output file/models", "file/models cannot be written"),
@@ -174,9 +174,12 @@ def comparison_of(arguments):
         ("--model alexnet", "(height, width, channels)"),
         ("--mirror", "Only images"),
         ("--seed 4294967295 --seeds 2", "--seed is 4294967296"),
-        ("--processes 2", "KERAS_BACKEND=jax python train.py --processes N"),
+        (
+            "--processes 2",
+            "set KERAS_BACKEND=jax, and give each --processes",
+        ),
         ("--coordinator first:9876", "Several processes need the JAX backend"),
-        ("--replicas 1000000", "--replicas is 1000000, but must be from 1 to"),
+        ("--replicas 1000000", "--replicas is 1000000, but must be in [1, 1024]"),
     ],
 )
 def test_wrong_settings_end_with_one_sentence(tmp_path, capsys, arguments, message):

@@ -1,0 +1,47 @@
+"""Settings: fields of dataclasses that declare their help text and allowed values."""
+
+from dataclasses import field, fields
+from typing import Any
+
+from kdrop.errors import UserError
+
+
+def setting(
+    default: Any, text: str, allowed: str = "", unset: str = "", word: str | None = None
+) -> Any:
+    """A field of a dataclass with the help text of its command-line option.
+
+    Args:
+        default: `dataclasses.MISSING` for a field without a default.
+        allowed: The interval of the number, or of each of several, as "[0, 1)".
+        unset: Words for a default of `None`, 0 or `()`.
+        word: A value that is allowed in place of a number.
+    """
+    metadata = {"help": text, "allowed": allowed, "unset": unset, "word": word}
+    return field(default=default, metadata=metadata)
+
+
+def check(name: str, number: Any, allowed: str, word: str | None = None) -> None:
+    """Raise `UserError` unless the number is in the interval."""
+    low, high = map(float, allowed[1:-1].split(","))
+    if (
+        number == word
+        or not isinstance(number, str)
+        and (
+            low < number < high
+            or (number == low and allowed[0] == "[")
+            or (number == high and allowed[-1] == "]")
+        )
+    ):
+        return
+    rule = f"{word} or a number in {allowed}" if word else f"in {allowed}"
+    raise UserError(f"`{name}` is {number}, but must be {rule}.")
+
+
+def check_settings(settings: Any) -> None:
+    """Raise `UserError` unless all fields of a dataclass have allowed values."""
+    for each in fields(settings):
+        value, allowed = getattr(settings, each.name), each.metadata.get("allowed")
+        if allowed and value is not None:
+            for number in value if isinstance(value, tuple) else (value,):
+                check(each.name, number, allowed, each.metadata["word"])
