@@ -1,7 +1,6 @@
 """Measures of a classifier's predictions, with weight scaling and by Monte Carlo vote.
 
-Probabilities are arrays `(examples, classes)`, or `(examples, 1)` for a sigmoid that
-gives the probability of the second of two classes. Labels are integers `(examples,)`.
+Probabilities are as in `kdrop.ensemble.uncertainty`, labels integers `(examples,)`.
 """
 
 from typing import NamedTuple

@@ -3,13 +3,12 @@
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
 from keras import ops, tree
 
 from kdrop import keras_internals
 from kdrop.keras_internals import call_at_inference
 from kdrop.layers.base import active_drop_layers, drop_layers
-from kdrop.layers.sampling_context import NOT_BY_EXAMPLE, PrefixContext, Sampling
+from kdrop.layers.sampling_context import PrefixContext, Sampling
 
 
 class _Step(NamedTuple):
@@ -27,13 +26,15 @@ class SplitModel:
 
     The prefix has the calls that depend on no drop layer, the suffix has all others. A
     model without a known graph, such as a subclassed one, has only a suffix. As always
-    at inference, no row of a batch may depend on another.
+    at inference, no row of a batch may depend on another. `one_by_one` computes one
+    sub-network at a time, from the model's inputs.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, one_by_one=False):
         self.layers = drop_layers(model)
-        self._model, self._graph = model, keras_internals.functional_graph(model)
-        self._steps, self._in_suffix, self._one_by_one = [], [], False
+        self._model, self._one_by_one = model, one_by_one
+        self._graph = None if one_by_one else keras_internals.functional_graph(model)
+        self._steps, self._in_suffix = [], []
         if self._graph is not None:
             inputs = self._new_values(self._graph.inputs, False)
             self._outputs = self._add_steps(model, inputs)
@@ -95,35 +96,6 @@ class SplitModel:
         if self._one_by_one:
             return ops.map(sampled_alone, (indices, rows))
         return sampled(indices, rows)
-
-    def check_batching(self, prefix, sample, inputs):
-        """Find out whether several examples can be computed at once.
-
-        They cannot where the first axis of a prefix output or of a drop layer's inputs
-        is not that of the examples, for example where time is folded into the batch.
-        """
-
-        def works(size):
-            indices = np.arange(size, dtype="int32")
-            rows = np.zeros((size, 3), "uint32")
-            try:
-                outputs = prefix.try_shapes(rows_of(inputs, indices * 0))
-                batches = [x for x in tree.flatten(outputs) if x is not None]
-                if any(tuple(x.shape)[:1] != (size,) for x in batches):
-                    return False
-                sample.try_shapes(outputs, indices, rows)
-            except Exception as error:  # TensorFlow has a class for errors of graphs
-                if NOT_BY_EXAMPLE not in str(error):
-                    raise
-                return False
-            return True
-
-        # Two sizes, because another axis may have one of them by chance.
-        return works(2) and works(3)
-
-    def compute_one_by_one(self):
-        """From now on compute one sub-network at a time, from the model's inputs."""
-        self._one_by_one, self._graph = True, None
 
     def _new_values(self, tensors, in_suffix):
         start = len(self._in_suffix)
