@@ -108,9 +108,7 @@ def vote(
 ) -> Vote | None:
     """Predict with weight scaling and with `kdrop.sample`, which gets the arguments.
 
-    Returns:
-        `None` if nothing is dropped, or if training diverged and the outputs are not
-        probabilities.
+    Returns `None` if nothing is dropped, or if the outputs are not probabilities.
     """
     if not active_drop_layers(model):
         return None

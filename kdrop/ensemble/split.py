@@ -43,9 +43,9 @@ class SplitModel:
             self._prefix_outputs = [n for n in used if not self._in_suffix[n]]
 
     def prefix(self, inputs):
-        """Compute what all sub-networks share: pairs of a tensor and its Keras mask.
+        """What all sub-networks share: pairs of a tensor and its Keras mask.
 
-        Without a known graph these are the inputs themselves.
+        Without a known graph, the inputs themselves.
         """
         if self._graph is None:
             return inputs
@@ -78,24 +78,22 @@ class SplitModel:
         """Compute the model's outputs for n sub-networks.
 
         Args:
-            indices: Integer tensor `(n,)`: the row of `prefix_outputs` that each
-                sub-network gets.
-            rows: uint32 tensor `(n, 3)` of sample, example and seed, which determine
-                the masks of each sub-network.
+            indices: Integers `(n,)`: the row of `prefix_outputs` for each of them.
+            rows: uint32 `(n, 3)`: the sample, example and seed that give its masks.
         """
-
-        def sampled(indices, rows):
-            with Sampling(self.layers, rows):
-                return self.suffix(rows_of(prefix_outputs, indices))
-
-        def sampled_alone(index_and_row):
-            index, row = (ops.expand_dims(x, 0) for x in index_and_row)
-            outputs = sampled(index, row)
-            return tree.map_structure(lambda x: ops.squeeze(x, 0), outputs)
-
         if self._one_by_one:
-            return ops.map(sampled_alone, (indices, rows))
-        return sampled(indices, rows)
+
+            def alone(index_and_row):
+                index, row = (x[None] for x in index_and_row)
+                outputs = self._sample(prefix_outputs, index, row)
+                return tree.map_structure(lambda x: x[0], outputs)
+
+            return ops.map(alone, (indices, rows))
+        return self._sample(prefix_outputs, indices, rows)
+
+    def _sample(self, prefix_outputs, indices, rows):
+        with Sampling(self.layers, rows):
+            return self.suffix(rows_of(prefix_outputs, indices))
 
     def _new_values(self, tensors, in_suffix):
         start = len(self._in_suffix)

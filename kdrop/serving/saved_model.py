@@ -38,10 +38,9 @@ def export(
 ) -> Path:
     """Export a model as the next version of `folder`, complete or not at all.
 
-    The SavedModel has the signature `serve` (also `serving_default`): the outputs at
-    inference. A model with drop layers of kdrop also has `sample`, which summarises
-    Monte Carlo samples, and `sample_seeded`, which takes an int64 seed for each row.
-    None of them needs kdrop or Keras to load.
+    The signature `serve` (also `serving_default`) returns the outputs at inference.
+    A model with drop layers of kdrop also has `sample`, which summarises Monte Carlo
+    samples, and `sample_seeded`, which takes an int64 seed for each row.
 
     Args:
         model: A Keras model that has been built, and called if it is subclassed. A
@@ -138,9 +137,8 @@ def _write_on_tensorflow(model, version: Path, passes: int, task) -> None:
 def _sentence(error: Exception) -> str:
     """One line of an error message, without the text that Keras and AutoGraph add."""
     # The text of a `KeyError` would be the representation of its message.
-    message = str(
-        error.args[0] if isinstance(error, KeyError) and error.args else error
-    )
+    named = isinstance(error, KeyError) and error.args
+    message = str(error.args[0] if named else error)
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).split("Arguments received by")[0]
     lines = [line.strip() for line in message.splitlines()]
     lines = [x for x in lines if x and not x.startswith("Exception enc")]
