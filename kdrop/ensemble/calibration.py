@@ -1,7 +1,6 @@
 """Measures of a classifier's predictions, with weight scaling and by Monte Carlo vote.
 
-Probabilities are arrays `(examples, classes)`, or `(examples, 1)` for a sigmoid that
-gives the probability of the second of two classes. Labels are integers `(examples,)`.
+Probabilities are as in `kdrop.ensemble.uncertainty`, labels integers `(examples,)`.
 """
 
 from typing import NamedTuple
@@ -109,9 +108,7 @@ def vote(
 ) -> Vote | None:
     """Predict with weight scaling and with `kdrop.sample`, which gets the arguments.
 
-    Returns:
-        `None` if nothing is dropped, or if training diverged and the outputs are not
-        probabilities.
+    Returns `None` if nothing is dropped, or if the outputs are not probabilities.
     """
     if not active_drop_layers(model):
         return None

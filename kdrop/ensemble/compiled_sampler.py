@@ -1,6 +1,7 @@
 """Compute Monte Carlo samples: the prefix once, the suffix for many samples at once."""
 
 import math
+import types
 import warnings
 
 import keras
@@ -11,6 +12,7 @@ from kdrop import backend, keras_internals
 from kdrop.ensemble.split import SplitModel, rows_of
 from kdrop.layers.base import active_drop_layers, drop_layers
 from kdrop.layers.replace import remaining
+from kdrop.layers.sampling_context import NOT_BY_EXAMPLE
 
 if backend.name() == "tensorflow":
     import tensorflow as tf
@@ -29,18 +31,36 @@ class CompiledSampler:
                 f"A model with stateful layers cannot be sampled: {names}. Each sample "
                 "would depend on the one before. Allowed: `stateful=False`."
             )
-        self.split = SplitModel(model)
-        self._compile(model)
-        if not self.split.check_batching(self.prefix, self.suffix, inputs):
-            self.split.compute_one_by_one()
-            self._compile(model)
+        graph = JaxGraph if backend.name() == "jax" else TensorFlowGraph
+        for one_by_one in (False, True):
+            self.split = SplitModel(model, one_by_one)
+            self.prefix = graph(self.split.prefix, model)
+            self.suffix = graph(self.split.sample, model)
+            if one_by_one or self._takes_batches(inputs):
+                break
         # Last: a layer may count its traces in an attribute.
         self.fingerprint = fingerprint(model)
 
-    def _compile(self, model):
-        graph = JaxGraph if backend.name() == "jax" else TensorFlowGraph
-        self.prefix = graph(self.split.prefix, model)
-        self.suffix = graph(self.split.sample, model)
+    def _takes_batches(self, inputs):
+        """Whether several examples can be computed at once.
+
+        They cannot where the first axis of a prefix output or of a drop layer's inputs
+        is not that of the examples, for example where time is folded into the batch.
+        """
+        for size in (2, 3):  # another axis may have one of these sizes by chance
+            indices = np.arange(size, dtype="int32")
+            rows = np.zeros((size, 3), "uint32")
+            try:
+                outputs = self.prefix.try_shapes(rows_of(inputs, indices * 0))
+                batches = [x for x in tree.flatten(outputs) if x is not None]
+                if any(tuple(x.shape)[:1] != (size,) for x in batches):
+                    return False
+                self.suffix.try_shapes(outputs, indices, rows)
+            except Exception as error:  # TensorFlow has a class for errors of graphs
+                if NOT_BY_EXAMPLE not in str(error):
+                    raise
+                return False
+        return True
 
     def max_rows(self, prefix_outputs, memory):
         """The number of rows whose intermediate results fit in `memory` bytes."""
@@ -56,23 +76,21 @@ class CompiledSampler:
         """
         prefix_outputs = self.prefix(batch)
         max_rows = self.max_rows(prefix_outputs, memory)
-        size = _equal_share(len(examples), max_rows)
-        count = _equal_share(samples, max(1, max_rows // size))
-        for start in range(0, len(examples), size):
-            indices = np.arange(start, min(start + size, len(examples)), dtype="int32")
-            parts = []
-            for first in range(0, samples, count):
-                numbers = np.arange(first, min(first + count, samples))
-                rows = sample_rows(numbers, examples[indices], seed)
-                stacked = np.tile(indices, len(numbers))
-                outputs = self.suffix(prefix_outputs, stacked, rows)
-                parts.append(tree.map_structure(ops.convert_to_numpy, outputs))
 
-            def joined(*outputs):
-                rows = np.concatenate(outputs)
-                return rows.reshape(samples, len(rows) // samples, *rows.shape[1:])
+        def compute(indices, numbers):
+            rows = sample_rows(numbers, examples[indices], seed)
+            outputs = self.suffix(prefix_outputs, np.tile(indices, len(numbers)), rows)
+            return tree.map_structure(ops.convert_to_numpy, outputs)
 
-            yield tree.map_structure(joined, *parts)
+        def joined(*outputs):
+            rows = np.concatenate(outputs)
+            return rows.reshape(samples, len(rows) // samples, *rows.shape[1:])
+
+        example_parts = _parts(len(examples), max_rows)
+        sample_parts = _parts(samples, max(1, max_rows // len(example_parts[0])))
+        for indices in example_parts:
+            outputs = [compute(indices, numbers) for numbers in sample_parts]
+            yield tree.map_structure(joined, *outputs)
 
 
 def sample_rows(samples, examples, seed):
@@ -81,9 +99,9 @@ def sample_rows(samples, examples, seed):
     return np.stack([x.ravel() for x in columns], axis=1).astype("uint32")
 
 
-def _equal_share(total, limit):
-    """The largest of as few, evenly sized parts of `total` as the limit allows."""
-    return math.ceil(total / math.ceil(total / limit))
+def _parts(total, limit):
+    """The numbers below `total` in as few, even parts as the limit allows."""
+    return np.array_split(np.arange(total, dtype="int32"), math.ceil(total / limit))
 
 
 def compiled_sampler(model, batch):
@@ -99,7 +117,6 @@ def compiled_sampler(model, batch):
 
 
 def check_model(model):
-    """Raise `ValueError` unless `model` is a `keras.Model`."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
 
@@ -112,17 +129,13 @@ def build(model, batch):
 
 
 def check_drop_layers(model):
-    """Raise `ValueError` if a model has no drop layer of kdrop."""
-    if drop_layers(model):
-        return
-    message = f"Model {model.name!r} has no drop layer of kdrop to sample."
-    if remaining(model):
-        message += " `kdrop.replace(model)` replaces those of Keras."
-    raise ValueError(message)
+    if not drop_layers(model):
+        message = f"Model {model.name!r} has no drop layer of kdrop to sample."
+        hint = " `kdrop.replace(model)` replaces those of Keras."
+        raise ValueError(message + hint * bool(remaining(model)))
 
 
 def check_rates(model):
-    """Raise `ValueError` if all drop layers of a model have rate 0."""
     if not active_drop_layers(model):
         raise ValueError(
             f"All drop layers of model {model.name!r} have rate 0: its samples would "
@@ -159,7 +172,7 @@ def fingerprint(model):
             attributes = keras_internals.attributes(layer)
         # Keras writes some attributes late, as `None`.
         values = {k: _snapshot(v) for k, v in attributes.items() if v is not None}
-        parts.append((_Identity(layer), values))
+        parts.append((_identity(layer), values))
     return parts
 
 
@@ -167,25 +180,20 @@ def _snapshot(value):
     """Plain values by their text, since lists change in place; others by identity."""
     if isinstance(value, np.ndarray) and value.size < 10_000:
         return value.shape, value.dtype.str, value.tobytes()
-    return repr(value) if _is_plain(value) else _Identity(value)
+    return repr(value) if _is_plain(value) else _identity(value)
 
 
 def _is_plain(value):
     if isinstance(value, dict):
-        return all(map(_is_plain, (*value.keys(), *value.values())))
+        return _is_plain([*value.items()])
     if isinstance(value, list | tuple | set):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
-class _Identity:
-    """Equal to another one only if both hold the same object."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other):
-        return isinstance(other, _Identity) and self.value is other.value
+def _identity(value):
+    """Equal for one object only, which it keeps alive, as all bound methods do."""
+    return types.MethodType(id, value)
 
 
 # Compiled functions
@@ -200,19 +208,14 @@ class TensorFlowGraph:
     def __call__(self, *structures):
         return self._concrete(structures)(*structures)
 
-    def try_shapes(self, *structures):
-        """Results of the right shapes, or the error of a function that fails."""
-        return self(*structures)
+    try_shapes = __call__  # results of the right shapes, or the function's error
 
     def row_bytes(self, *structures):
         """Bytes of all intermediate results for one row."""
         operations = self._concrete(structures).graph.get_operations()
         results = [x for op in operations for x in op.outputs if x.shape.rank]
-        return sum(
-            x.dtype.size * math.prod(n or 1 for n in x.shape.as_list()[1:])
-            for x in results
-            if x.shape[0] is None
-        )
+        rows = [x for x in results if x.shape[0] is None]
+        return sum(x.dtype.size * math.prod(n or 1 for n in x.shape[1:]) for x in rows)
 
     def _concrete(self, structures):
         def spec(x):

@@ -34,9 +34,8 @@ class Subnetworks(NamedTuple):
 def subnetworks(model, inputs):
     """Compute the exact ensemble of all sub-networks, weighted by their probability.
 
-    A sub-network is one choice of the units that are dropped. For a linear network
-    weight scaling is their arithmetic mean, for softmax regression their normalised
-    geometric mean; for other networks it is an approximation.
+    For a linear network weight scaling is their arithmetic mean, for softmax regression
+    their normalised geometric mean; for other networks it is an approximation.
 
     Args:
         model: A Sequential or Functional `keras.Model` with one output, whose drop
@@ -84,8 +83,7 @@ def subnetworks(model, inputs):
         )
     arithmetic, logarithm = np.zeros_like(scaled), np.zeros_like(two_columns(scaled))
     count, size = 2 ** len(rates), max(1, 2**16 // max(1, examples))
-    for first in range(0, count, size):
-        numbers = np.arange(first, min(first + size, count))
+    for numbers in np.array_split(np.arange(count), -(-count // size)):
         dropped = numbers[:, None] >> np.arange(len(rates)) & 1 == 1
         weights = np.where(dropped, rates, 1 - rates).prod(axis=1)
         rows = rows_of(prefix_outputs, np.tile(np.arange(examples), len(numbers)))

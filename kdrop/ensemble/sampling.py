@@ -121,21 +121,13 @@ def _traced_rows(inputs, seed):
 
 
 def sample(
-    model,
-    inputs,
-    passes=50,
-    batch_size=256,
-    seed=None,
-    consistent=False,
-    memory=MEMORY,
-    verbose=1,
-):
+    model, inputs, passes=50, batch_size=256, seed=None, consistent=False,
+    memory=MEMORY, verbose=1,
+):  # fmt: skip
     """Draw Monte Carlo samples: each one gives each example a random sub-network.
 
-    The prefix of the model, before its first drop layer, is computed once, the suffix
-    for as many samples at a time as the memory allows. Only the drop layers of kdrop
-    drop; everything else is at inference. One warning names the layers of Keras that
-    drop in training and are not sampled.
+    Only the drop layers of kdrop drop; everything else is at inference. One warning
+    names the layers of Keras that drop in training and are not sampled.
 
     Args:
         model: A `keras.Model` with drop layers. A subclassed one has no prefix.
@@ -196,10 +188,9 @@ def sample(
 def _batches(inputs, size):
     """Batches of arrays, and their number, or `None` if it is unknown."""
     if hasattr(inputs, "as_numpy_iterator"):
-        batches = inputs.as_numpy_iterator()
-        total = int(inputs.cardinality())
-        inputs_only = (b[0] if isinstance(b, tuple) else b for b in batches)
-        return inputs_only, total if total >= 0 else None
+        total, batches = int(inputs.cardinality()), inputs.as_numpy_iterator()
+        batches = (b[0] if isinstance(b, tuple) else b for b in batches)
+        return batches, total if total >= 0 else None
     arrays = tree.flatten(inputs)
     lengths = {len(x) if len(getattr(x, "shape", ())) else -1 for x in arrays}
     if len(lengths) != 1 or -1 in lengths:

@@ -3,13 +3,12 @@
 import functools
 from typing import Any, NamedTuple
 
-import numpy as np
 from keras import ops, tree
 
 from kdrop import keras_internals
 from kdrop.keras_internals import call_at_inference
 from kdrop.layers.base import active_drop_layers, drop_layers
-from kdrop.layers.sampling_context import NOT_BY_EXAMPLE, PrefixContext, Sampling
+from kdrop.layers.sampling_context import PrefixContext, Sampling
 
 
 class _Step(NamedTuple):
@@ -27,13 +26,15 @@ class SplitModel:
 
     The prefix has the calls that depend on no drop layer, the suffix has all others. A
     model without a known graph, such as a subclassed one, has only a suffix. As always
-    at inference, no row of a batch may depend on another.
+    at inference, no row of a batch may depend on another. `one_by_one` computes one
+    sub-network at a time, from the model's inputs.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, one_by_one=False):
         self.layers = drop_layers(model)
-        self._model, self._graph = model, keras_internals.functional_graph(model)
-        self._steps, self._in_suffix, self._one_by_one = [], [], False
+        self._model, self._one_by_one = model, one_by_one
+        self._graph = None if one_by_one else keras_internals.functional_graph(model)
+        self._steps, self._in_suffix = [], []
         if self._graph is not None:
             inputs = self._new_values(self._graph.inputs, False)
             self._outputs = self._add_steps(model, inputs)
@@ -42,9 +43,9 @@ class SplitModel:
             self._prefix_outputs = [n for n in used if not self._in_suffix[n]]
 
     def prefix(self, inputs):
-        """Compute what all sub-networks share: pairs of a tensor and its Keras mask.
+        """What all sub-networks share: pairs of a tensor and its Keras mask.
 
-        Without a known graph these are the inputs themselves.
+        Without a known graph, the inputs themselves.
         """
         if self._graph is None:
             return inputs
@@ -77,53 +78,22 @@ class SplitModel:
         """Compute the model's outputs for n sub-networks.
 
         Args:
-            indices: Integer tensor `(n,)`: the row of `prefix_outputs` that each
-                sub-network gets.
-            rows: uint32 tensor `(n, 3)` of sample, example and seed, which determine
-                the masks of each sub-network.
+            indices: Integers `(n,)`: the row of `prefix_outputs` for each of them.
+            rows: uint32 `(n, 3)`: the sample, example and seed that give its masks.
         """
-
-        def sampled(indices, rows):
-            with Sampling(self.layers, rows):
-                return self.suffix(rows_of(prefix_outputs, indices))
-
-        def sampled_alone(index_and_row):
-            index, row = (ops.expand_dims(x, 0) for x in index_and_row)
-            outputs = sampled(index, row)
-            return tree.map_structure(lambda x: ops.squeeze(x, 0), outputs)
-
         if self._one_by_one:
-            return ops.map(sampled_alone, (indices, rows))
-        return sampled(indices, rows)
 
-    def check_batching(self, prefix, sample, inputs):
-        """Find out whether several examples can be computed at once.
+            def alone(index_and_row):
+                index, row = (x[None] for x in index_and_row)
+                outputs = self._sample(prefix_outputs, index, row)
+                return tree.map_structure(lambda x: x[0], outputs)
 
-        They cannot where the first axis of a prefix output or of a drop layer's inputs
-        is not that of the examples, for example where time is folded into the batch.
-        """
+            return ops.map(alone, (indices, rows))
+        return self._sample(prefix_outputs, indices, rows)
 
-        def works(size):
-            indices = np.arange(size, dtype="int32")
-            rows = np.zeros((size, 3), "uint32")
-            try:
-                outputs = prefix.try_shapes(rows_of(inputs, indices * 0))
-                batches = [x for x in tree.flatten(outputs) if x is not None]
-                if any(tuple(x.shape)[:1] != (size,) for x in batches):
-                    return False
-                sample.try_shapes(outputs, indices, rows)
-            except Exception as error:  # TensorFlow has a class for errors of graphs
-                if NOT_BY_EXAMPLE not in str(error):
-                    raise
-                return False
-            return True
-
-        # Two sizes, because another axis may have one of them by chance.
-        return works(2) and works(3)
-
-    def compute_one_by_one(self):
-        """From now on compute one sub-network at a time, from the model's inputs."""
-        self._one_by_one, self._graph = True, None
+    def _sample(self, prefix_outputs, indices, rows):
+        with Sampling(self.layers, rows):
+            return self.suffix(rows_of(prefix_outputs, indices))
 
     def _new_values(self, tensors, in_suffix):
         start = len(self._in_suffix)

@@ -70,41 +70,30 @@ def summarise(
             "`samples` must be an array (samples, examples, ...) with at least one "
             f"sample. Received: an array of shape {samples.shape}"
         )
-    mean, std = samples.mean(axis=0), samples.std(axis=0)
     if task == "regression":
-        return Regression(mean, std, np.quantile(samples, quantiles, axis=0))
+        bounds = np.quantile(samples, quantiles, axis=0)
+        return Regression(**measures(samples, task), quantiles=bounds)
     classes = distributions(samples)
     predicted = classes.argmax(axis=-1)
     votes = (predicted[..., None] == np.arange(classes.shape[-1])).sum(axis=0)
     return Classification(
-        mean,
-        std,
-        entropy=_entropy(classes.mean(axis=0)),
+        **measures(samples, task),
         expected_entropy=_entropy(classes).mean(axis=0),
-        mutual_information=_mutual_information(classes),
         variation_ratio=1 - votes.max(axis=-1) / len(samples),
     )
 
 
-def summarise_tensors(samples, task):
-    """Compute a part of `summarise` for float tensors inside a TensorFlow graph.
+# With NumPy, or with TensorFlow's module `xp` of the same functions.
 
-    Returns:
-        Dictionary of tensors: `mean` and `std`; for a classification also `entropy` and
-        `mutual_information`.
-    """
-    import tensorflow as tf
 
-    tnp = tf.experimental.numpy
-    summary = {"mean": tnp.mean(samples, axis=0), "std": tnp.std(samples, axis=0)}
+def measures(samples, task: str, xp: Any = np) -> dict:
+    """The fields of `summarise` that exported models compute as well."""
+    summary = {"mean": xp.mean(samples, axis=0), "std": xp.std(samples, axis=0)}
     if task == "classification":
-        classes = two_columns(samples, tnp)
-        summary["entropy"] = _entropy(tnp.mean(classes, axis=0), tnp)
-        summary["mutual_information"] = _mutual_information(classes, tnp)
+        classes = two_columns(samples, xp)
+        summary["entropy"] = _entropy(xp.mean(classes, axis=0), xp)
+        summary["mutual_information"] = _mutual_information(classes, xp)
     return summary
-
-
-# With NumPy, or with TensorFlow's module of the same functions.
 
 
 def _entropy(classes, xp: Any = np):

@@ -46,7 +46,7 @@ class NormPenalty(keras.regularizers.L1L2):
 
 @dataclass
 class Network:
-    """Makes the layers of one network, from the arguments that all builders share."""
+    """Makes the layers of one network; `kdrop.models` explains the arguments."""
 
     dropout: Any
     rate: Any  # a number or several
@@ -101,11 +101,8 @@ class Network:
 
     def dense(self, units, number):
         """A hidden dense layer, which a place for dropout follows or precedes."""
-        arguments = {"units": units, "activation": "relu", **self._weights(axis=0)}
-        if self.kind != "dense layer":
-            return keras.layers.Dense(**arguments)
-        self.fits = True
-        return self._at_place(number, self.dropout, **arguments)
+        arguments = {"units": units, "activation": "relu"}
+        return self._weighted("dense layer", keras.layers.Dense, 0, number, arguments)
 
     def hidden(self, widths, first=1):
         """Dense layers, each followed by a place for dropout."""
@@ -122,23 +119,25 @@ class Network:
                 f"Received: input_shape={self.input_shape}"
             )
         arguments |= {"filters": filters, "kernel_size": size}
-        arguments |= self._weights(axis=[0, 1, 2])
-        if self.kind != "convolution" or number is None:
-            return keras.layers.Conv2D(**arguments)
+        axis, layer = [0, 1, 2], keras.layers.Conv2D
+        return self._weighted("convolution", layer, axis, number, arguments)
+
+    def _weighted(self, kind, layer, axis, number, arguments):
+        """A layer of Keras, or the one of kdrop that takes the place of its kind."""
+        constraint = keras.constraints.MaxNorm(self.max_norm, axis)
+        arguments |= {
+            "kernel_initializer": "he_normal",
+            "kernel_constraint": constraint if self.max_norm else None,
+            **self.penalties("kernel", "bias", l1=self.l1, l2=self.l2),
+        }
+        if self.kind != kind or number is None:
+            return layer(**arguments)
         self.fits = True
         return self._at_place(number, self.dropout, **arguments)
 
     def _at_place(self, number, dropout, **arguments):
         arguments |= {"rate": self.rates[number], "name": f"drop_{number}"}
         return dropout.at_place(examples=self.examples, seed=self.seed, **arguments)
-
-    def _weights(self, axis):
-        constraint = keras.constraints.MaxNorm(self.max_norm, axis)
-        return dict(
-            kernel_initializer="he_normal",
-            kernel_constraint=constraint if self.max_norm else None,
-            **self.penalties("kernel", "bias", l1=self.l1, l2=self.l2),
-        )
 
     def penalties(self, *names, l1=0.0, l2=0.0):
         """A layer's arguments that penalise its parameters of these names."""

@@ -4,9 +4,7 @@
     python -m kdrop.serving saved_models --port 8501              # all models in it
     curl localhost:8501/v1/models/NAME:predict -d '{"instances": [[0.1, 0.2]]}'
 
-The newest version of each model answers. The server finds a newer version within a
-second and switches to it; running requests finish on the version that they began with.
-README.md describes requests and answers.
+The newest version of each model answers. README.md describes requests and answers.
 """
 
 import argparse
@@ -31,8 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--port", type=int, default=8501, help="0: any free port (default: %(default)s)"
     )
-    options = parser.parse_args()
-    folder, host, port = options.folder, options.host, options.port
+    folder, host, port = vars(parser.parse_args()).values()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     if not model_folders(folder):

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import kdrop
 from kdrop import backend, keras_internals
+from kdrop.ensemble.compiled_sampler import check_model
 from kdrop.errors import UserError
 from kdrop.serving.signatures import write_saved_model
 from kdrop.serving.versions import add_version
@@ -37,10 +38,9 @@ def export(
 ) -> Path:
     """Export a model as the next version of `folder`, complete or not at all.
 
-    The SavedModel has the signature `serve` (also `serving_default`): the outputs at
-    inference. A model with drop layers of kdrop also has `sample`, which summarises
-    Monte Carlo samples, and `sample_seeded`, which takes an int64 seed for each row.
-    None of them needs kdrop or Keras to load.
+    The signature `serve` (also `serving_default`) returns the outputs at inference.
+    A model with drop layers of kdrop also has `sample`, which summarises Monte Carlo
+    samples, and `sample_seeded`, which takes an int64 seed for each row.
 
     Args:
         model: A Keras model that has been built, and called if it is subclassed. A
@@ -77,8 +77,7 @@ def export(
     >>> sorted(signatures["sample"](inputs=tf.constant([[0.1, 0.2]])))
     ['entropy', 'mean', 'mutual_information', 'std']
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
+    check_model(model)
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:
@@ -86,12 +85,8 @@ def export(
         (version / "assets").mkdir(exist_ok=True)
         lines = "".join(f"{label}\n" for label in labels)
         (version / "assets" / "labels.txt").write_text(lines)
-        packages = {each.__name__: each.__version__ for each in (kdrop, tf, keras, np)}
-        made_with = {
-            "python": platform.python_version(),
-            "commit": _commit(),
-            **packages,
-        }
+        made_with = {"python": platform.python_version(), "commit": _commit()}
+        made_with |= {x.__name__: x.__version__ for x in (kdrop, tf, keras, np)}
         # JSON has no NaN, which a diverged run contains: write null instead.
         text = json.dumps({**(record or {}), "made_with": made_with})
         plain = json.loads(text, parse_constant=lambda _: None)
@@ -107,12 +102,11 @@ def export(
 
 
 def _write_model(model, version: Path, passes: int, task) -> None:
+    here = backend.name() == "tensorflow"
+    write = write_saved_model if here else _write_on_tensorflow
     try:
         model.save(version / KERAS_FILE)
-        if backend.name() == "tensorflow":
-            write_saved_model(model, version, passes, task)
-        else:
-            _write_on_tensorflow(model, version, passes, task)
+        write(model, version, passes, task)
     except (UserError, OSError):
         raise
     except Exception as error:  # a layer may raise any exception
@@ -143,9 +137,8 @@ def _write_on_tensorflow(model, version: Path, passes: int, task) -> None:
 def _sentence(error: Exception) -> str:
     """One line of an error message, without the text that Keras and AutoGraph add."""
     # The text of a `KeyError` would be the representation of its message.
-    message = str(
-        error.args[0] if isinstance(error, KeyError) and error.args else error
-    )
+    named = isinstance(error, KeyError) and error.args
+    message = str(error.args[0] if named else error)
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).split("Arguments received by")[0]
     lines = [line.strip() for line in message.splitlines()]
     lines = [x for x in lines if x and not x.startswith("Exception enc")]

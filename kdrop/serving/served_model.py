@@ -3,13 +3,10 @@
 Errors in a request are raised as KServe's `InvalidInput`, in one sentence.
 """
 
-import asyncio
 import json
 import math
-import os
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from reprlib import repr as shortened
 
@@ -33,8 +30,6 @@ class ServedModel(Model):
         file = path / "assets" / "labels.txt"
         self.labels = file.read_text().splitlines() if file.exists() else []
         self._loaded = tf.saved_model.load(str(path))  # it owns the variables
-        # More threads than cores would only wait for each other.
-        self._threads = ThreadPoolExecutor(os.cpu_count())
         for signature, tensors in read_requests(path):
             self._loaded.signatures[signature](**tensors)
         self.ready = True
@@ -45,12 +40,10 @@ class ServedModel(Model):
     def get_output_types(self):
         return _describe(self._signature().structured_outputs)
 
-    async def predict(self, payload, headers=None, response_headers=None):
+    def predict(self, payload, headers=None, response_headers=None):
+        """The answer in the protocol of the request."""
         v2 = isinstance(payload, InferRequest)
-        answer = self._answer_v2 if v2 else self._answer_v1
-        # In a thread, a slow model delays neither health checks nor other models.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: answer(payload))
+        return self._answer_v2(payload) if v2 else self._answer_v1(payload)
 
     def _answer_v1(self, request) -> dict[str, object]:
         """Predict in TensorFlow Serving's row format: one row for each instance."""

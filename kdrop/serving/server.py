@@ -1,20 +1,27 @@
 """KServe's REST server of the models in a folder."""
 
+import asyncio
 import logging
+import os
 import socket
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from fastapi.exceptions import FastAPIDeprecationWarning, RequestValidationError
-from fastapi.responses import JSONResponse
-from kserve import InferRequest, ModelRepository
+import orjson
+from fastapi import Response
+from fastapi.exceptions import FastAPIDeprecationWarning
+from kserve import ModelRepository
+from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from kserve.errors import InvalidInput, ModelNotFound
+from kserve.metrics import PREDICT_HIST_TIME, get_labels
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
-from kserve.protocol.rest.v1_endpoints import V1Endpoints
 from kserve.protocol.rest.v2_datamodels import InferenceRequest
+from pydantic import ValidationError
 from starlette.routing import Route
 
 from kdrop.serving.served_model import ServedModel
@@ -22,6 +29,8 @@ from kdrop.serving.versions import model_folders, versions
 
 POLL_INTERVAL = 1.0  # seconds between scans of the folder, as in TensorFlow Serving
 GRACE_PERIOD = 30  # seconds for running requests to finish after SIGTERM
+
+JSON = {"content-type": "application/json"}
 
 log = logging.getLogger("kdrop.serving")
 
@@ -76,55 +85,68 @@ class ServedFolder(ModelRepository):
         )
 
 
-class _DataPlane(DataPlane):
-    def decode(self, body, *args, **kwargs):
-        # KServe itself answers 500 to a binary request that it cannot read.
-        try:
-            request, attributes = super().decode(body, *args, **kwargs)
-            if isinstance(request, bytes):  # no JSON content type, as from `curl -d`
-                return super().decode(request, headers=None)
-            if isinstance(request, InferRequest) and isinstance(body, bytes):
-                InferenceRequest.model_validate(request.to_rest()[0])
-        except InvalidInput:
-            raise
-        except Exception as error:
-            kind = type(error).__name__
-            raise InvalidInput(f"the request cannot be read ({kind})") from None
+def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, headers):
+    """The request and its CloudEvent attributes; raises `InvalidInput` alone."""
+    binary = INFERENCE_CONTENT_LENGTH_HEADER in headers
+    content: Any = body
+    try:
+        if protocol == "v2" and not binary:
+            content = InferenceRequest.model_validate_json(body)
+        request, attributes = plane.decode(content, headers, protocol, name)
+        if isinstance(request, bytes):  # no JSON content type, as from `curl -d`
+            return plane.decode(body, None)
+        if protocol == "v2" and binary:
+            rest: Any = request
+            InferenceRequest.model_validate(rest.to_rest()[0])
         return request, attributes
+    except InvalidInput:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = " ".join(map(str, first["loc"])) or "the request"
+        raise InvalidInput(f"{field}: {first['msg']}") from None
+    except Exception as error:  # KServe raises any
+        kind = type(error).__name__
+        raise InvalidInput(f"the request cannot be read ({kind})") from None
 
 
 class Server(RESTServer):
     """A REST server whose application is `kserve.model_server.app`."""
 
     def __init__(self, models: ServedFolder, port: int):
-        repository = ModelRepositoryExtension(models)
+        plane, repository = DataPlane(models), ModelRepositoryExtension(models)
         app = "kserve.model_server:app"
-        data_plane = _DataPlane(models)
-        super().__init__(app, data_plane, repository, port, grace_period=GRACE_PERIOD)
+        super().__init__(app, plane, repository, port, grace_period=GRACE_PERIOD)
+        # More threads than cores would only wait for each other.
+        self._threads = ThreadPoolExecutor(os.cpu_count())
 
     def _add_middlewares(self, app):
         """Leave out KServe's timing of each request, whose log is disabled."""
 
     def _register_endpoints(self, app):
-        # FastAPI tries its routes in turn and validates parameters, which takes longer
-        # than a small model. A plain route in front avoids both.
-        endpoints = V1Endpoints(self.dataplane, self.model_repository_extension)
-
-        async def predict(request):
-            return await endpoints.predict(request.path_params["model_name"], request)
-
-        path = "/v1/models/{model_name}:predict"
-        app.router.routes.insert(0, Route(path, predict, methods=["POST"]))
+        # Plain routes in front: KServe's own take longer than a small model.
+        for path in ("/v1/models/{name}:predict", "/v2/models/{name}/infer"):
+            app.router.routes.insert(0, Route(path, self._answer, methods=["POST"]))
         super()._register_endpoints(app)
 
-    def _add_exception_handlers(self, app):
-        async def invalid_request(_, error) -> JSONResponse:
-            first = error.errors()[0]
-            field = " ".join(str(part) for part in first["loc"])
-            return JSONResponse({"error": f"{field}: {first['msg']}"}, status_code=400)
+    async def _answer(self, request):
+        name, protocol = request.path_params["name"], request.url.path[1:3]
+        arguments = name, protocol, await request.body(), dict(request.headers)
+        # In a thread, a slow model delays neither health checks nor other models.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._respond, *arguments)
 
-        super()._add_exception_handlers(app)
-        app.add_exception_handler(RequestValidationError, invalid_request)
+    def _respond(self, name, protocol, body, headers) -> Response:
+        model: Any = self.dataplane.get_model_from_registry(name)
+        with PREDICT_HIST_TIME.labels(**get_labels(name)).time():
+            request, attributes = read_request(
+                self.dataplane, name, protocol, body, headers
+            )
+            answer = model.predict(request)
+            content, more = self.dataplane.encode(name, answer, headers, attributes)
+        if not isinstance(content, bytes):
+            content, more = orjson.dumps(content), {**JSON, **more}
+        return Response(content, headers=more)
 
 
 def configure_logs() -> None:

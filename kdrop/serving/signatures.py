@@ -22,7 +22,7 @@ from kdrop.ensemble.compiled_sampler import (
 )
 from kdrop.ensemble.sampling import Sampler
 from kdrop.ensemble.split import SplitModel
-from kdrop.ensemble.uncertainty import summarise_tensors
+from kdrop.ensemble.uncertainty import measures
 from kdrop.errors import UserError
 from kdrop.layers.base import active_drop_layers
 from kdrop.masks import run
@@ -88,9 +88,7 @@ def _split(interface):
         return sampler.split, sampler.max_rows(sampler.prefix(example), MEMORY)
     except (ValueError, tf.errors.OpError):
         # Size 1 in place of unknown sizes may be too small for the model.
-        split = SplitModel(interface.call)
-        split.compute_one_by_one()
-        return split, 1
+        return SplitModel(interface.call, one_by_one=True), 1
 
 
 def _sample_seeded(interface, passes, tasks, several_outputs):
@@ -138,8 +136,9 @@ def _sample_seeded(interface, passes, tasks, several_outputs):
             # With -1 in place of `batch`, an output of other rows would pass unnoticed.
             sizes = [chunks * chunk, batch], tf.shape(values)[2:]
             values = tf.reshape(values, tf.concat(sizes, axis=0))[:passes]
-            for key, summary in summarise_tensors(values, tasks[name]).items():
-                answer[f"{name}_{key}" if several_outputs else key] = summary
+            summary = measures(values, tasks[name], tf.experimental.numpy)
+            prefix = f"{name}_" if several_outputs else ""
+            answer |= {prefix + key: value for key, value in summary.items()}
         return answer
 
     return sample_seeded
@@ -153,10 +152,9 @@ def _prediction_log(**fields):
 
 def _write_requests(version: Path, signatures, interface) -> None:
     """Write one request for each signature, or no file if one rejects the inputs."""
-    inputs = interface.zeros()
+    inputs, logs = interface.zeros(), []
     tensors = interface.by_name(inputs)
     protos = {name: tf.make_tensor_proto(x.numpy()) for name, x in tensors.items()}
-    logs = []
     for name, function in signatures.items():
         try:
             function(inputs)
