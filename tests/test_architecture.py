@@ -16,8 +16,8 @@ import kdrop
 ROOT = Path(__file__).parent.parent
 # Each part may import from the parts before it, and from itself.
 FLOORS = [
-    {"kdrop.errors", "kdrop.backend", "kdrop.schedules"},
-    {"kdrop.keras_internals"},
+    {"kdrop.errors", "kdrop.backend"},
+    {"kdrop.keras_internals", "kdrop.schedules"},
     {"kdrop.masks"},
     {"kdrop.layers"},
     {"kdrop.models", "kdrop.ensemble"},

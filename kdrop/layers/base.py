@@ -2,21 +2,16 @@
 
 import random
 import zlib
+from numbers import Integral
 
 import keras
 from keras import ops
 
 from kdrop import backend, keras_internals
-from kdrop.layers.checks import (
-    check_rate,
-    check_seed,
-    is_integer,
-    refuse,
-    refuse_quantization,
-)
+from kdrop.errors import check, check_seed, is_number
 from kdrop.layers.draws import COUNT, THRESHOLD, Draws
 from kdrop.layers.sampling_context import mask_rows, occurrences, sampling
-from kdrop.masks import kernels, run
+from kdrop.masks import kernels
 
 
 class Noise(keras.Layer):
@@ -38,6 +33,7 @@ class Noise(keras.Layer):
     place = "units"
     # The arguments of a subclass that its configuration holds, as attributes.
     config_arguments = ()
+    drops = True  # whether the layer changes its inputs in training at all
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
@@ -102,11 +98,6 @@ class Noise(keras.Layer):
         """Whether all rows of the batch share one mask."""
         return False
 
-    @property
-    def drops(self):
-        """Whether the layer changes its inputs in training at all."""
-        return True
-
     def trace_state(self):
         """What a trace depends on. Of the rate that is only whether it is 0."""
         return {**keras_internals.attributes(self), "_rate": self.drops}
@@ -118,8 +109,8 @@ class Noise(keras.Layer):
 
     @draw_count.setter
     def draw_count(self, count):
-        if not is_integer(count) or not 0 <= count < 2**32:
-            refuse("draw_count", count, "an integer in [0, 2^32)")
+        fits = is_number(count, Integral) and 0 <= count < 2**32
+        check("draw_count", count, fits, "an integer in [0, 2^32)")
         self._set_draws(COUNT, int(count), "draw_count")
 
     def _set_draws(self, index, value, attribute):
@@ -155,13 +146,16 @@ class Noise(keras.Layer):
         self.check(inputs)
         return super().compute_output_spec(inputs, **kwargs)
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
         arguments = {name: getattr(self, name) for name in self.config_arguments}
         return {**super().get_config(), "seed": self.seed, **arguments}
 
 
 class Drop(Noise):
-    """Noise with a rate that the user sets, on inputs whose shape it preserves."""
+    """Noise with a rate that the user sets."""
 
     def __init__(self, rate, seed=None, **kwargs):
         rate = check_rate(rate)
@@ -187,19 +181,19 @@ class Drop(Noise):
         """The integer that stands for a rate in each draw."""
         return kernels.threshold(rate)
 
-    def keep_fraction(self, dtype):
-        """`1 - rate` as a scalar; a Python number in an export."""
-        if run.exporting.get():
-            return 1 - self.threshold(self.rate) / 2**32
-        return kernels.keep_fraction(
-            ops.convert_to_tensor(self.draws.generator.state), dtype
-        )
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
     def get_config(self):
         return {**super().get_config(), "rate": self.rate}
+
+
+def check_rate(rate):
+    """Return the rate as a float, or raise `ValueError` if it is not in [0, 1)."""
+    if not is_number(rate) or not 0 <= rate < 1:
+        raise ValueError(
+            "Invalid value received for argument `rate`. "
+            "Expected a float value between 0 and 1. "
+            f"Received: rate={rate!r}. Allowed: 0 <= rate < 1."
+        )
+    return float(rate)
 
 
 def drop_layers(model):
@@ -225,3 +219,17 @@ def active_drop_layers(operation):
     """The drop layers of a graph's operation, except those with rate 0."""
     layers = drop_layers(operation) if isinstance(operation, keras.Layer) else []
     return [layer for layer in layers if layer.drops]
+
+
+def dense_unless_matrix(inputs):
+    """Make sparse inputs dense, except matrices, which Keras multiplies as they are."""
+    sparse = None if len(inputs.shape) == 2 else False
+    return ops.convert_to_tensor(inputs, sparse=sparse)
+
+
+def refuse_quantization(layer, *args, **kwargs):
+    """Replacement of `quantize` in a layer whose weights are not quantized."""
+    raise NotImplementedError(
+        f"Layer {layer.name!r} of type {type(layer).__name__} has no quantized form: "
+        "it stays in float."
+    )

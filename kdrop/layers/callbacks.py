@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kdrop import backend
+from kdrop.errors import check
 from kdrop.layers.base import Drop, drop_layers
 from kdrop.schedules import Schedule
 
@@ -140,12 +141,9 @@ class RateSchedule(keras.callbacks.Callback):
         self, schedule: Schedule, layers: Iterable[Any] | None = None, by: str = "step"
     ):
         super().__init__()
-        if not callable(schedule):
-            message = "`schedule` must be a function from progress to rate. Received: "
-            raise ValueError(f"{message}schedule={schedule!r}")
-        if by not in ("step", "epoch"):
-            raise ValueError(f"`by` must be 'step' or 'epoch'. Received: by={by!r}")
-        self.schedule, self.by = schedule, by
+        function = "a function from progress to rate"
+        self.schedule = check("schedule", schedule, callable(schedule), function)
+        self.by = check("by", by, by in ("step", "epoch"), "'step' or 'epoch'")
         self.layers = None if layers is None else list(layers)
 
     def on_train_begin(self, logs=None):

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from kdrop import keras_internals
-from kdrop.layers.base import Noise
-from kdrop.layers.checks import check_number, dense_unless_matrix
+from kdrop.errors import check_number, check_weight
+from kdrop.layers.base import Noise, dense_unless_matrix
 from kdrop.masks import kernels, run
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -71,9 +71,12 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
             )
         super().__init__(layer=layer, seed=seed, **kwargs)
         self.supports_masking = layer.supports_masking
-        self.weight_decay = check_number("weight_decay", weight_decay, 0)
-        self.entropy_weight = check_number("entropy_weight", entropy_weight, 0)
-        self.temperature = check_number("temperature", temperature, 0, above=True)
+        self.weight_decay = check_weight("weight_decay", weight_decay)
+        self.entropy_weight = check_weight("entropy_weight", entropy_weight)
+        positive = "a finite number above 0"
+        self.temperature = check_number(
+            "temperature", temperature, lambda t: 0 < t < math.inf, positive
+        )
 
     def build(self, input_shape=None):
         super().build(input_shape)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop.layers.checks import check_integer
+from kdrop.errors import check_integer
 from kdrop.layers.units import UnitNoise
 from kdrop.masks import kernels, run
 

@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from kdrop.layers.base import Noise
-from kdrop.layers.checks import check_number, refuse_quantization
+from kdrop.errors import check_number
+from kdrop.layers.base import Noise, refuse_quantization
 from kdrop.masks import kernels, run
 
 
@@ -56,8 +56,8 @@ class StandoutDropout(Noise):
 
     def __init__(self, alpha=1.0, beta=0.0, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
-        self.alpha = check_number("alpha", alpha)
-        self.beta = check_number("beta", beta)
+        self.alpha = check_number("alpha", alpha, math.isfinite, "a finite number")
+        self.beta = check_number("beta", beta, math.isfinite, "a finite number")
 
     def build(self, input_shape):
         if len(input_shape) < 2 or input_shape[-1] is None:
@@ -84,6 +84,3 @@ class StandoutDropout(Noise):
         slope = ops.stop_gradient((1 - gain) * rate)
         change = slope * (logits - ops.stop_gradient(logits))
         return kernels.scale(inputs, ops.stop_gradient(gain) + change)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape

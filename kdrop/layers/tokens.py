@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from kdrop import backend, keras_internals
+from kdrop.errors import check_bool, check_integer
 from kdrop.layers.base import Drop
-from kdrop.layers.checks import check_bool, check_integer
 from kdrop.masks import bits, run
 
 
@@ -88,7 +88,8 @@ class TokenDropout(Drop):
     def call(self, inputs, training=False, mask=None):
         outputs, indices = super().call(inputs, training=training)
         if mask is not None:
-            mask = mask if indices is None else _take(mask, indices)
+            if indices is not None:
+                mask = backend.take_from_rows(mask, indices)
             keras_internals.set_mask(outputs, mask)
         return (outputs, indices) if self.return_indices else outputs
 
@@ -99,7 +100,8 @@ class TokenDropout(Drop):
         self._traced = self._traced or backend.is_traced()
         batch, tokens, _ = ops.shape(inputs)
         if inputs.shape[1] is None:
-            tokens = self._check_at_run_time(tokens)
+            enough = tokens > self.prefix_tokens
+            tokens = backend.checked(tokens, [enough], self._too_short())
         candidates = tokens - self.prefix_tokens
         # The words of an example all differ: sorting them is a random permutation.
         ids = run.row_ids(rows, (batch,))
@@ -107,17 +109,7 @@ class TokenDropout(Drop):
         subset = ops.argsort(words, axis=-1)[:, : _remaining(candidates, self.rate)]
         subset = ops.sort(subset, axis=-1) + self.prefix_tokens
         indices = ops.concatenate([_all(batch, self.prefix_tokens), subset], axis=1)
-        return _take(inputs, indices), indices
-
-    def _check_at_run_time(self, tokens):
-        """`check` for a number of tokens that was unknown when it ran."""
-        import tensorflow as tf
-
-        enough = tf.debugging.assert_greater(
-            tokens, self.prefix_tokens, self._too_short()
-        )
-        with tf.control_dependencies([enough]):
-            return tf.identity(tokens)
+        return backend.take_from_rows(inputs, indices), indices
 
     def infer(self, inputs):
         batch, tokens, _ = ops.shape(inputs)
@@ -141,16 +133,6 @@ def _remaining(tokens, rate):
         return max(1, tokens - math.floor(rate * tokens + 0.5))
     dropped = ops.floor(rate * ops.cast(tokens, "float64") + 0.5)
     return ops.maximum(1, tokens - ops.cast(dropped, tokens.dtype))
-
-
-def _take(inputs, positions):
-    """The elements of `(batch, size, ...)` at int32 positions `(batch, count)`."""
-    if backend.name() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.gather(inputs, positions, batch_dims=1)
-    positions = ops.reshape(positions, (*positions.shape, *(1,) * (inputs.ndim - 2)))
-    return ops.take_along_axis(inputs, positions, axis=1)
 
 
 def _all(batch, tokens):

@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from kdrop.layers.base import Noise
-from kdrop.layers.checks import check_number, dense_unless_matrix, refuse_quantization
+from kdrop.errors import check, check_weight
+from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
 from kdrop.masks import kernels, run
 
 # Coefficients of the divergence of N(w, alpha w^2) from the log-uniform prior: Kingma,
@@ -54,15 +54,13 @@ class VariationalDropout(Noise, keras.layers.Dense):
         return cls(divergence_weight=1 / examples, **arguments)
 
     quantize = quantized_build = refuse_quantization
+    compute_output_shape = keras.layers.Dense.compute_output_shape
 
     def __init__(self, units, divergence_weight=1.0, per="unit", seed=None, **kwargs):
         super().__init__(units=units, seed=seed, **kwargs)
-        self.divergence_weight = check_number("divergence_weight", divergence_weight, 0)
-        if per not in ("layer", "unit", "weight"):
-            raise ValueError(
-                f'Argument `per` must be "layer", "unit" or "weight". Received: {per!r}'
-            )
-        self.per = per
+        self.divergence_weight = check_weight("divergence_weight", divergence_weight)
+        choices = ("layer", "unit", "weight")
+        self.per = check("per", per, per in choices, f"one of {choices}")
 
     def build(self, input_shape):
         # Dense locks its state when it adds the weights of LoRA: add them last.

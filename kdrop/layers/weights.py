@@ -5,8 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kdrop.layers.base import Drop
-from kdrop.layers.checks import check_bool, dense_unless_matrix, refuse_quantization
+from kdrop.errors import check_bool
+from kdrop.layers.base import Drop, dense_unless_matrix, refuse_quantization
 from kdrop.masks import connections, kernels, run
 
 

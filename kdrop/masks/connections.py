@@ -138,12 +138,12 @@ def _loop(product, result, names, first, second, draw, rows, inputs, weights):
             value if value is None else ops.expand_dims(value[k], 0) for value in values
         )
         if result == "io":
-            of_weights = _gradients(product, (example, weights), upstream)[1]
+            _, of_weights = backend.gradients(product, (example, weights), upstream)
             return thin(of_weights, draw, row)
         point = example, thin(factors["io"], draw, row)
         if result == "bo":
             return product(*point)
-        return _gradients(product, point, upstream)[0]
+        return backend.gradients(product, point, upstream)[0]
 
     if result == "io":
         zeros = ops.zeros_like(weights)
@@ -163,16 +163,3 @@ def _unrecorded(result):
     JAX stores it only for a second derivative, which it takes through the loop.
     """
     return ops.stop_gradient(result) if backend.name() == "tensorflow" else result
-
-
-def _gradients(function, args, upstream):
-    if backend.name() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(args)
-            outputs = function(*args)
-        return tape.gradient(outputs, args, upstream)
-    import jax
-
-    return jax.vjp(function, *args)[1](upstream)
