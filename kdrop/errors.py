@@ -32,6 +32,12 @@ def check_number(
     return float(check(name, value, is_number(value) and fits(value), allowed))
 
 
+def check_positive(name: str, value: Any) -> float:
+    """The value of an argument as a float: finite and above 0."""
+    fits = is_number(value) and 0 < value < math.inf
+    return float(check(name, value, fits, "a finite number above 0"))
+
+
 def check_weight(name: str, value: Any) -> float:
     """The weight of a loss as a float: finite and at least 0."""
     allowed = "a finite number of at least 0"

@@ -13,7 +13,7 @@ another argument outside the range that its docstring states.
 import math
 from collections.abc import Callable
 
-from kdrop.errors import check, check_integer, check_number
+from kdrop.errors import check, check_integer, check_number, check_positive
 
 Schedule = Callable[[float], float]
 
@@ -98,8 +98,7 @@ def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
     Reference: [Morerio et al., 2017](https://arxiv.org/abs/1703.06229)
     """
     rate = _check_rate("rate", rate)
-    positive = "a finite number above 0"
-    gamma = check_number("gamma", gamma, lambda g: 0 < g < math.inf, positive)
+    gamma = check_positive("gamma", gamma)
     return lambda progress: -rate * math.expm1(-gamma * progress)
 
 

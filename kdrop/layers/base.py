@@ -20,10 +20,7 @@ class Noise(keras.Layer):
     A subclass defines `drop(inputs, draw, rows)`, its output in training, and, where
     that is not the inputs themselves, `infer(inputs)`, its output at inference.
 
-    Args:
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
-            `None` draws a seed.
-        threshold: Integer that stands for the rate in each draw, if there is a rate.
+    `threshold` is the integer that stands for the rate in each draw.
     """
 
     # Where in a network the layer belongs; the builders of `kdrop.models` ask for it.
@@ -39,11 +36,9 @@ class Noise(keras.Layer):
     def at_place(cls, rate, examples=1, **arguments):
         """Create a layer for a place in a network.
 
-        Args:
-            rate: Fraction to drop; layers that learn their rate start near it or
-                ignore it.
-            examples: Number of training examples, which scales the layer's losses.
-            **arguments: `seed`, `name`, and those of a layer whose place it takes.
+        Layers that learn their rate start near `rate` or ignore it. The number of
+        training `examples` scales a layer's losses. `arguments` are `seed`, `name`, and
+        those of a layer whose place it takes.
         """
         return cls(rate=rate, **arguments)
 
@@ -117,16 +112,12 @@ class Noise(keras.Layer):
         if backend.is_traced():
             raise RuntimeError(
                 f"`{attribute}` of layer {self.name!r} cannot be set inside a traced "
-                "function, which would set it again in every step: set it outside, for "
-                "example in a callback such as `kdrop.RateSchedule`."
+                "function: set it outside, as in a callback (`kdrop.RateSchedule`)."
             )
         self.draws.set_value(index, value)
 
     def _occurrence(self):
-        """The layer's index among those of equal seed and name in the outermost model.
-
-        Outside of a model it is 0.
-        """
+        """The layer's index among those of equal seed and name; 0 outside a model."""
         draws = self.draws
         if draws.active_clocks and draws.step_occurrence is not None:
             # A call that is recomputed in the backward pass is outside of the model.
@@ -186,33 +177,25 @@ class Drop(Noise):
 
 
 def check_rate(rate):
-    """Return the rate as a float, or raise `ValueError` if it is not in [0, 1)."""
-    if not is_number(rate) or not 0 <= rate < 1:
-        raise ValueError(
-            "Invalid value received for argument `rate`. "
-            "Expected a float value between 0 and 1. "
-            f"Received: rate={rate!r}. Allowed: 0 <= rate < 1."
-        )
-    return float(rate)
+    """The rate as a float; raises, in Keras's words, if it is not in [0, 1)."""
+    if is_number(rate) and 0 <= rate < 1:
+        return float(rate)
+    raise ValueError(
+        "Invalid value received for argument `rate`. Expected a float value between 0 "
+        f"and 1. Received: rate={rate!r}. Allowed: 0 <= rate < 1."
+    )
 
 
 def drop_layers(model):
-    """List the drop layers of kdrop in a model.
+    """List the drop layers of kdrop in a model or another layer, itself included.
 
-    Args:
-        model: A `keras.Model` or another layer.
-
-    Returns:
-        List of layers, the model itself included if it is one, in the order in which
-        Keras saves them. The order survives a save and a load.
+    They are in the order in which Keras saves them, which survives a save and a load.
 
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.2), keras.layers.Dense(3)])
     >>> [layer.rate for layer in kdrop.drop_layers(model)]
     [0.2]
     """
-    return [
-        layer for layer in keras_internals.layers_of(model) if isinstance(layer, Noise)
-    ]
+    return [x for x in keras_internals.layers_of(model) if isinstance(x, Noise)]
 
 
 def active_drop_layers(operation):

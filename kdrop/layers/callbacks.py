@@ -17,10 +17,8 @@ class StepClock(keras.callbacks.Callback):
 
     A drop layer draws a new mask at each call. Where the backward pass computes a call
     again (`keras.remat`, `tf.recompute_grad`), a new mask would give a wrong gradient.
-    With this callback a layer draws once in each execution of the model's
-    `train_step`, whatever optimizers there are. Outside the training step (in other
-    callbacks, after `fit`, when the model is sampled) each call draws a new mask.
-
+    With this callback a layer draws once in each execution of `train_step`; outside of
+    it (in other callbacks, when the model is sampled) each call draws a new mask.
     In a custom training loop one line inside the step, traced or not, does the same:
     `with kdrop.StepClock().start(model):`.
 
@@ -115,9 +113,8 @@ class RateSchedule(keras.callbacks.Callback):
 
     Progress is 0.0 in the first step (or epoch) and 1.0 in the last of all `epochs`,
     also after `fit(initial_epoch=...)` or `keras.callbacks.BackupAndRestore`. The steps
-    of one execution (`steps_per_execution`) share one rate. The last rate remains after
-    training. `history.history["rate"]` holds the rate at the end of each epoch;
-    callbacks that read it from the logs must come after this one.
+    of one execution (`steps_per_execution`) share one rate. The last rate remains.
+    The logs hold the rate at the end of each epoch as `"rate"`, for later callbacks.
 
     Args:
         schedule: Function from progress in [0, 1] to the rate of all the layers.
@@ -125,9 +122,8 @@ class RateSchedule(keras.callbacks.Callback):
         by: "step" or "epoch". On JAX each change costs a copy of the model's state.
 
     Raises:
-        ValueError: If `schedule` is not a function, or `by` another word; in `fit`, if
-            there is no layer to set, or `by="step"` and the number of steps in an epoch
-            is unknown.
+        ValueError: For an invalid argument; in `fit`, if there is no layer to set, or
+            `by="step"` and the number of steps in an epoch is unknown.
 
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.5), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")

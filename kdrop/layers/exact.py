@@ -21,17 +21,15 @@ class ExactDropout(UnitNoise):
 
     Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped,
     each set equally likely, and the others are scaled by `units / (units - count)`.
-    Each example, and each position in it, has its own set. The rate is rounded to a
-    multiple of 2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. Inference
-    changes nothing.
+    Each position of each example has its own set. The rate is rounded to a multiple of
+    2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. Inference changes nothing.
 
     Args:
         axis: Axis of the units, any but that of the batch. The sizes from there on must
             be known, and the units fewer than 2^24.
         noise_shape: `(1, None)` drops the same units in the whole batch. It cannot have
             a 1 for the units.
-
-    Other arguments, shapes and errors: those of `InvertedDropout`.
+        **kwargs: Those of `InvertedDropout`, whose shapes and errors hold too.
 
     >>> layer = kdrop.ExactDropout(0.3, seed=1)
     >>> outputs = layer(keras.ops.ones((3, 10)), training=True)

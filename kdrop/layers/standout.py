@@ -21,19 +21,14 @@ class StandoutDropout(Noise):
     W is learned. A sampled mask has no derivative, so its gradient is taken to be that
     of its mean, `keep`. Where the loss is linear in the outputs, W gets no gradient on
     average, because their mean does not depend on W: W learns where noise does harm.
-
     A NaN in an example makes all its `inputs W` NaN, and none of its units are dropped.
 
     Args:
-        alpha: Scale of the second network, a finite number.
-        beta: Bias of the second network, a finite number. The greater it is, the fewer
-            units are dropped.
+        alpha, beta: Scale and bias of the second network, finite numbers. The greater
+            `beta` is, the fewer units are dropped.
+        **kwargs: Those of `InvertedDropout`, whose errors hold too.
 
-    Other arguments and errors: those of `InvertedDropout`, without `rate` and
-    `noise_shape`.
-
-    Input shape: `(batch, ..., units)`, of a known number of units. Output shape: the
-    same. Weight shape: `(units, units)`.
+    Input and output shape: `(batch, ..., units)`, of a known number of units.
 
     >>> layer = kdrop.StandoutDropout(alpha=0.0, seed=1, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((2, 6)), training=True)))

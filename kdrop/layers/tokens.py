@@ -16,24 +16,22 @@ from kdrop.masks import bits, run
 class TokenDropout(Drop):
     """Keep a random subset of the tokens of each example. At inference keep all.
 
-    The first `prefix_tokens` always stay. Of the `tokens` after them,
-    `max(1, tokens - floor(rate * tokens + 0.5))` stay, in their order and unscaled. All
-    subsets of that size are equally likely. The sequence is shorter in training, so
-    dropped tokens cost the following layers nothing. Embed positions before this layer.
+    Of the `tokens` after the prefix, `max(1, tokens - floor(rate * tokens + 0.5))`
+    stay, in their order and unscaled. All subsets of that size are equally likely. The
+    sequence is shorter in training, so dropped tokens cost the following layers
+    nothing. Embed positions before this layer.
 
-    A traced function keeps the number of tokens that it was traced with, since that is
-    part of the shape. A new rate takes effect in eager mode, and when a function is
-    retraced, as after `model.compile`; the layer warns if that is needed.
+    A new rate takes effect in eager mode, and when a function is retraced, as after
+    `model.compile`, since shapes depend on it; the layer warns if that is needed.
 
     Args:
         rate: Fraction of the tokens after the prefix to drop, in [0, 1).
-        prefix_tokens: Number of tokens at the start that always stay, such as a class
-            token.
+        prefix_tokens: Number of tokens at the start that always stay (class tokens).
         return_indices: Whether to return the remaining tokens' indices too, int32
             `(batch, remaining)`.
 
-    Other arguments and errors: those of `InvertedDropout`. Inputs without a token after
-    the prefix are an error too.
+    Other arguments and errors as in `InvertedDropout`. Inputs need a token after the
+    prefix.
 
     Input shape: `(batch, tokens, features)`. Output shape: `(batch, remaining,
     features)`; `remaining` is `None` in a symbolic shape, as inference keeps all.

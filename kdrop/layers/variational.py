@@ -24,8 +24,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
 
     The layer adds a loss: the divergence of the weights' distribution from the
     log-uniform prior, up to a constant, by the paper's polynomial in alpha. Its error
-    for a weight is at most 0.006 for alpha from 0.1 to 1, and 0.04 below. The
-    polynomial does not hold above 1, so alpha is clipped there.
+    for a weight is at most 0.006 for alpha from 0.1 to 1, and 0.04 below. Alpha is
+    clipped at 1, above which the polynomial does not hold.
 
     Args:
         units: Number of outputs.
@@ -33,9 +33,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
             training loss is a log likelihood, averaged over N training examples.
         per: What has a separate alpha: the `"layer"`, each input `"unit"` or each
             `"weight"`.
-        **kwargs: Those of `keras.layers.Dense`; `seed` as in `InvertedDropout`.
-
-    Shapes: those of `keras.layers.Dense`. Errors: those of `InvertedDropout`.
+        **kwargs: Those of `keras.layers.Dense`, with its shapes; `seed` and errors as
+            in `InvertedDropout`.
 
     >>> layer = kdrop.VariationalDropout(2, divergence_weight=1e-3, per="layer")
     >>> outputs = layer(keras.ops.ones((3, 4)), training=True)

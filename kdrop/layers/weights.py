@@ -65,9 +65,8 @@ class Connections(Drop):
         bias = run.apply(kernels.INVERTED, bias, draw, rows)
         inner = (1,) * (len(outputs.shape) - 2)
         first = getattr(self, "data_format", "") == "channels_first"
-        return ops.reshape(
-            bias, (count, *((size, *inner) if first else (*inner, size)))
-        )
+        shape = (size, *inner) if first else (*inner, size)
+        return ops.reshape(bias, (count, *shape))
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -76,13 +75,12 @@ class DropConnectDense(keras.layers.Dense, Connections):
 
     In training weights and, as in the paper, entries of the bias are dropped with
     probability `rate`, and the others scaled by `1 / (1 - rate)`. At inference the
-    layer is `keras.layers.Dense`, whose weights it has; before the activation its
+    layer is `keras.layers.Dense`, whose weights it has, and before the activation the
     outputs are the mean of those in training. (The paper samples a Gaussian of the same
-    mean and variance at inference instead.)
+    mean and variance instead.)
 
-    Masks are never stored, but drawn again for each gradient, each time at a cost of
-    `batch * inputs * units` random words. All positions of an example, as in inputs
-    `(batch, time, features)`, share its mask.
+    Masks are drawn again for each gradient, each time at a cost of
+    `batch * inputs * units` random words. All positions of an example share its mask.
 
     Args:
         units: Size of the outputs' last dimension.
@@ -127,12 +125,10 @@ class DropConnectDense(keras.layers.Dense, Connections):
 class DropConnectConv2D(keras.layers.Conv2D, Connections):
     """A convolution that drops single weights of its filters; see `DropConnectDense`.
 
-    All positions of an example share its mask. At inference the layer is
-    `keras.layers.Conv2D`, whose weights it has. With a mask for each example, examples
-    are convolved one after the other, and masked again for the gradient.
-
-    Arguments, shapes and errors: those of `keras.layers.Conv2D` with `rate` after
-    `kernel_size`, and those of `DropConnectDense`.
+    At inference the layer is `keras.layers.Conv2D`, whose weights it has. With a mask
+    for each example, examples are convolved one after the other. Arguments, shapes and
+    errors as in `keras.layers.Conv2D`, with `rate` after `kernel_size`, and
+    `DropConnectDense`.
 
     >>> layer = kdrop.DropConnectConv2D(8, 3, 0.5, activation="relu")
     >>> print(layer(keras.ops.ones((2, 28, 28, 1)), training=True).shape)

@@ -20,8 +20,8 @@ def connect(inputs, weights, draw, rows):
     """`inputs @ weights / (1 - rate)`, where each example drops different weights.
 
     The inputs `(batch, size)` and the weights `(size, units)` have one dtype. The
-    position of a weight in each row is its index in the flattened tensor. The words are
-    drawn while the product is summed.
+    position of a weight is its index in the flattened tensor. Words are drawn while the
+    product is summed.
     """
     return _bilinear(_summed, "bo", {"bi": inputs, "io": weights}, draw, rows)
 

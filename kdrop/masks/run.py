@@ -1,7 +1,7 @@
 """Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
 
-No mask is stored: the gradient draws it again. For each shape, XLA compiles one fused
-pass that draws, compares and scales. The package's docstring explains `draw`, `rows`.
+For each shape, XLA compiles one fused pass that draws, compares and scales. No mask is
+stored: the gradient draws it again. The package explains `draw` and `rows`.
 """
 
 import contextvars
@@ -101,10 +101,7 @@ def _run(kernel, noise_shape, inputs, draw, rows):
 
 @functools.cache
 def compiled(function, signature, *static, xla=True):
-    """`backend.compiled`, once for each hashable signature.
-
-    `static` are the function's first arguments, which are not tensors.
-    """
+    """The function after `static`, compiled once for each hashable signature."""
     return backend.compiled(functools.partial(function, *static), xla)
 
 
