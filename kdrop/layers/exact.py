@@ -54,16 +54,12 @@ class ExactDropout(UnitNoise):
                 f"Argument `axis` of layer {self.name!r} must be an axis of the inputs "
                 f"after the first. Received: axis={self.axis}, inputs of shape {shape}"
             )
-        sizes = self._sizes_from_axis(shape)
-        if None in sizes:
+        sizes, units = self._sizes_from_axis(shape), shape[self.axis]
+        if None in sizes or sizes[0] != units or units >= 2**24:
             raise ValueError(
-                f"Layer {self.name!r} counts units along axis {self.axis}: the sizes "
-                f"from there on must be known. Received: inputs of shape {shape}"
-            )
-        if sizes[0] != shape[self.axis] or sizes[0] >= 2**24:
-            raise ValueError(
-                f"Layer {self.name!r} decides for each of fewer than 2^24 units. "
-                f"Received: {shape[self.axis]} units, noise_shape={self.noise_shape}"
+                f"Layer {self.name!r} decides for each of fewer than 2^24 units; the "
+                f"sizes from axis {self.axis} on must be known. Received: inputs of "
+                f"shape {shape}, {units} units, noise_shape={self.noise_shape}"
             )
 
     def _sizes_from_axis(self, shape):
@@ -77,13 +73,9 @@ class ExactDropout(UnitNoise):
         return run.apply(kernel, inputs, draw, rows, self.noise_shape)
 
 
-# The words within a row are distinct, so the `count` lowest words of a group are those
-# below some threshold. The search counts how many words are below a guess.
-
-
 @functools.cache
 def _kernel(units, inner):
-    """The kernel for consecutive groups of `units * inner` words."""
+    """The kernel for consecutive groups of `units * inner` distinct words."""
     split = math.gcd(units, 16)  # so that sums over short rows fill vector registers
 
     def noise(words, draw):
@@ -125,8 +117,9 @@ def _count(draw, units):
 
 def _lowest(words, count):
     """Which words `(groups, split, units / split, inner)` are a group's lowest."""
-    # Narrow a bracket, with the counts below its ends, by interpolation until at most
-    # one word is missing. Each step is one pass over the words.
+    # The words are distinct, so those are the words below a threshold. Narrow a bracket
+    # of it, with the counts below its ends, by interpolation until at most one word is
+    # missing. Each step is one pass over the words.
     low = ops.zeros_like(words[:, :1, :1])
     zero = ops.cast(low, "int32")
 

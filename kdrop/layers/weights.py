@@ -15,8 +15,8 @@ class _Convolution(NamedTuple):
 
     strides: tuple
     padding: str
-    dilation_rate: tuple
     data_format: str
+    dilation_rate: tuple
 
     def __call__(self, inputs, kernel):
         settings = {**self._asdict(), "data_format": "channels_last"}
@@ -28,7 +28,10 @@ class _Convolution(NamedTuple):
 
 
 class Connections(Drop):
-    """Drops entries of a kernel and a bias: the base beside a layer of Keras."""
+    """Drops entries of a kernel and a bias: the base beside a layer of Keras.
+
+    A subclass has the layer's `product` of inputs and kernel.
+    """
 
     config_arguments = ("per_example",)
 
@@ -46,15 +49,12 @@ class Connections(Drop):
         if shared:
             kernel = connections.thin(kernel, draw, rows)
         if shared or 0 in (inputs.shape[0], *kernel.shape):
-            outputs = self.product()(inputs, kernel)
+            outputs = self.product(inputs, kernel)
         else:
-            outputs = self.connect(inputs, kernel, draw, rows)
+            outputs = connections.connect(self.product, inputs, kernel, draw, rows)
         if self.use_bias:
             outputs = outputs + self._thin_bias(outputs, draw, rows)
         return outputs if self.activation is None else self.activation(outputs)
-
-    def connect(self, inputs, kernel, draw, rows):
-        return connections.each(self.product(), inputs, kernel, draw, rows)
 
     def _thin_bias(self, outputs, draw, rows):
         # Another name hash, so that the bias does not share the kernel's words.
@@ -102,6 +102,7 @@ class DropConnectDense(keras.layers.Dense, Connections):
     """
 
     place = "dense layer"
+    product = staticmethod(ops.matmul)
     call = Drop.call
     quantize = quantized_build = refuse_quantization
 
@@ -111,14 +112,6 @@ class DropConnectDense(keras.layers.Dense, Connections):
 
     def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
-
-    def product(self):
-        return ops.matmul
-
-    def connect(self, inputs, kernel, draw, rows):
-        if len(inputs.shape) > 2:
-            return super().connect(inputs, kernel, draw, rows)
-        return connections.connect(inputs, kernel, draw, rows)
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -153,7 +146,7 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
     def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
 
+    @property
     def product(self):
-        return _Convolution(
-            self.strides, self.padding, self.dilation_rate, self.data_format
-        )
+        settings = self.strides, self.padding, self.data_format, self.dilation_rate
+        return _Convolution(*settings)

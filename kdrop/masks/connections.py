@@ -16,23 +16,17 @@ from kdrop.masks import bits, kernels, run
 _UNROLLED = 4
 
 
-def connect(inputs, weights, draw, rows):
-    """`inputs @ weights / (1 - rate)`, where each example drops different weights.
+def connect(product, inputs, weights, draw, rows):
+    """`product(inputs, weights) / (1 - rate)`: each example drops different weights.
 
-    The inputs `(batch, size)` and the weights `(size, units)` have one dtype. The
-    position of a weight is its index in the flattened tensor. Words are drawn while the
-    product is summed.
+    The product is a hashable bilinear function of a batch and of weights of one dtype.
+    The position of a weight is its index in the flattened tensor. A product of matrices
+    draws its words while it is summed; others run for one example after the other.
     """
-    return _bilinear(_summed, "bo", {"bi": inputs, "io": weights}, draw, rows)
-
-
-def each(product, inputs, weights, draw, rows):
-    """`connect` for any product, which runs for one example after the other.
-
-    `product` is a hashable bilinear function `(inputs, weights) -> outputs` of a batch.
-    """
-    evaluate = functools.partial(_one_by_one, product)
     factors = {"bi": inputs, "io": weights}
+    if product is ops.matmul and len(inputs.shape) == 2:
+        return _bilinear(_summed, "bo", factors, draw, rows)
+    evaluate = functools.partial(_one_by_one, product)
     return _bilinear(evaluate, "bo", factors, draw, rows, inputs, weights)
 
 

@@ -48,7 +48,7 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
         return keras.remat(run)(inputs, draw, rows)
     if inputs.shape.rank is None:
         return backend.on_matrix(lambda flat: apply(kernel, flat, draw, rows), inputs)
-    if noise_shape is not None:
+    if noise_shape is not None and None in inputs.shape:
         inputs = _check_at_run_time(inputs, noise_shape)
     if backend.is_traced():
         return _differentiable(kernel, noise_shape, inputs, draw, rows)
