@@ -29,6 +29,7 @@ if _backend == "tensorflow":
     from tensorflow.python.saved_model.save_context import _save_context
     from tensorflow.python.saved_model.save_options import VariablePolicy
 else:
+    import jax
     from jax.extend.core import get_opaque_trace_state
 
 
@@ -38,10 +39,9 @@ def name() -> str:
 
 
 def current_trace():
-    """A value that identifies the function being traced.
+    """A value that is equal while the same function is traced, and in eager mode.
 
-    It compares equal as long as the same function is traced, and in eager mode. The
-    body of a loop and a nested function have other traces.
+    The body of a loop and a nested function have other traces.
     """
     if name() == "jax":
         return get_opaque_trace_state(convention="flax")
@@ -71,10 +71,9 @@ def in_saved_model() -> bool:
 class TraceKey:
     """A part of the cache key of `tf.function`, in place of the options of a save.
 
-    TensorFlow reuses a trace for calls with equal arguments, unless the options of the
-    save that is running differ. A `TraceKey` in their place equals only itself, so
-    functions are traced again for it. To distributed variables it equals
-    `EXPAND_DISTRIBUTED_VARIABLES`, under which they behave as outside a save.
+    A trace is reused for equal arguments and options. A `TraceKey` equals only itself,
+    and, to distributed variables, `EXPAND_DISTRIBUTED_VARIABLES`, under which they
+    behave as outside a save.
     """
 
     def __init__(self):
@@ -97,9 +96,9 @@ class TraceKey:
 def retraced_for(key):
     """A context in which every `tf.function` uses the traces of this `TraceKey`.
 
-    A layer reads more than its arguments, for example whether it is being sampled. All
-    of that must be part of the cache key: otherwise a trace made at inference would be
-    reused for sampling, and the reverse. `None` stands for the traces without a key.
+    A layer reads more than its arguments, such as whether it is being sampled: without
+    a key, a trace made at inference would be reused for sampling, and the reverse.
+    `None` stands for the traces without a key.
     """
     if name() == "jax":  # which does not need a key
         yield
@@ -158,12 +157,52 @@ class CallCounter:
         return count[0]
 
 
+def compiled(function, xla=True):
+    """A function that is compiled for each signature of its arguments.
+
+    Without XLA, TensorFlow traces it once, then again with unknown sizes if they vary.
+    """
+    if name() == "jax":
+        return jax.jit(function)
+    options = {"jit_compile": True} if xla else {"reduce_retracing": True}
+    return tf.function(function, autograph=False, **options)
+
+
+def gradients(function, arguments, upstream):
+    """The gradient for each argument of a function, from that of its result."""
+    if name() == "jax":
+        return jax.vjp(function, *arguments)[1](upstream)
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        outputs = function(*arguments)
+    return tape.gradient(outputs, arguments, upstream)
+
+
+def take_from_rows(inputs, positions):
+    """The elements of `(batch, size, ...)` at int32 positions `(batch, count)`."""
+    if name() == "jax":
+        return jax.vmap(lambda row, at: row[at])(inputs, positions)
+    return tf.gather(inputs, positions, batch_dims=1)
+
+
+def on_matrix(function, inputs):
+    """`function` of inputs of unknown rank, which it receives as a matrix."""
+    shape = tf.shape(inputs)
+    return tf.reshape(function(tf.reshape(inputs, (shape[0], -1))), shape)
+
+
+def checked(tensor, conditions, message):
+    """The tensor, if these boolean scalars hold at run time; else it raises."""
+    if not conditions:
+        return tensor
+    checks = [tf.debugging.Assert(each, [message]) for each in conditions]
+    with tf.control_dependencies(checks):
+        return tf.identity(tensor)
+
+
 def with_equal_rows(rows, inputs, message):
-    """`rows`, checked at run time: `inputs` must have as many."""
-    sizes = tf.shape(inputs)[0], tf.shape(rows)[0]
-    equal = tf.debugging.assert_equal(*sizes, message)
-    with tf.control_dependencies([equal]):
-        return tf.identity(rows)
+    """`rows`, if the inputs have as many at run time."""
+    return checked(rows, [tf.shape(inputs)[0] == tf.shape(rows)[0]], message)
 
 
 def strategy_scope(model):

@@ -1,13 +1,66 @@
-"""Errors of the user, reported in one sentence instead of a traceback."""
+"""Errors of the user, each in one sentence, and checks of arguments."""
 
 import contextlib
 import difflib
+import math
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from numbers import Integral, Real
+from typing import Any
 
 
 class UserError(ValueError):
     """A mistake of the user; its message is one complete sentence."""
+
+
+def check(name: str, value: Any, fits: bool, allowed: str) -> Any:
+    """The value of an argument; raises `ValueError` if it does not fit."""
+    if fits:
+        return value
+    raise ValueError(f"Argument `{name}` must be {allowed}. Received: {name}={value!r}")
+
+
+def is_number(value: Any, kind: type = Real) -> bool:
+    """Whether the value is a number of this kind, and not a bool."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_number(
+    name: str, value: Any, fits: Callable[[Any], bool], allowed: str
+) -> float:
+    """The value of an argument as a float: a number for which `fits` holds."""
+    return float(check(name, value, is_number(value) and fits(value), allowed))
+
+
+def check_positive(name: str, value: Any) -> float:
+    """The value of an argument as a float: finite and above 0."""
+    fits = is_number(value) and 0 < value < math.inf
+    return float(check(name, value, fits, "a finite number above 0"))
+
+
+def check_weight(name: str, value: Any) -> float:
+    """The weight of a loss as a float: finite and at least 0."""
+    allowed = "a finite number of at least 0"
+    return check_number(name, value, lambda w: 0 <= w < math.inf, allowed)
+
+
+def check_integer(name: str, value: Any, lowest: int | None = None) -> int:
+    """The value of an argument as an int: any, or one of at least `lowest`."""
+    fits = is_number(value, Integral) and (lowest is None or value >= lowest)
+    limit = "" if lowest is None else f" of at least {lowest}"
+    return int(check(name, value, fits, f"an integer{limit}"))
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """The value of an argument, a bool."""
+    return check(name, value, isinstance(value, bool), "True or False")
+
+
+def check_seed(seed: Any) -> int | None:
+    """The seed as an int, or `None`; raises `ValueError` unless it is in [0, 2^32)."""
+    fits = seed is None or is_number(seed, Integral) and 0 <= seed < 2**32
+    check("seed", seed, fits, "an integer in [0, 2^32), or None")
+    return None if seed is None else int(seed)
 
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:

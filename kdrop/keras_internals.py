@@ -6,6 +6,7 @@ import keras
 from keras import tree
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common import global_state
+from keras.src.export.export_utils import _infer_input_signature_from_model
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import Trainer
 
@@ -26,10 +27,7 @@ get_mask, set_mask = get_keras_mask, set_keras_mask
 
 
 def call_context():
-    """Keras's context of the running call of a layer, or `None` outside of a call.
-
-    Its `entry_layer` is the outermost layer or model that is being called.
-    """
+    """Keras's context of the running call, or `None`; `entry_layer` is outermost."""
     return global_state.get_global_attribute("current_call_ctx")
 
 
@@ -82,9 +80,9 @@ def input_structure(model):
     """The inputs of a model's `call`, in the form that `model.export` uses.
 
     Returns:
-        A structure of `keras.KerasTensor`; the names of the input layers in the order
-        of its tensors, empty if the model has no input layers; and whether the
-        structure is a dictionary of several arguments of `call` instead of its first.
+        A structure of tensor specifications; the names of the input layers in their
+        order, empty if the model has no input layers; and whether the structure is a
+        dictionary of several arguments of `call` instead of its first.
 
     Raises:
         ValueError: If the model has not been built, or a subclassed one not called.
@@ -93,31 +91,17 @@ def input_structure(model):
     if isinstance(graph, Functional):
         layers = [tensor._keras_history.operation for tensor in graph.inputs]
         return graph._inputs_struct, [layer.name for layer in layers], False
-    shapes = model._build_shapes_dict
-    if not (model.built and model._called and shapes):
+    inputs = _infer_input_signature_from_model(model)
+    if not (model.built and model._called and inputs):
         raise ValueError(
             f"Model {model.name!r} has no record of its inputs: call it on a batch "
             "before it is exported; if it was called, Keras could not trace its `call`."
         )
-
-    def tensor(shape):
-        return keras.KerasTensor((None, *shape[1:]), model.input_dtype)
-
-    def plain(structure):  # Keras tracks dictionaries and lists in classes of its own
-        if isinstance(structure, dict):
-            return {key: plain(value) for key, value in structure.items()}
-        if isinstance(structure, list | tuple):
-            return type(structure)(map(plain, structure))
-        return structure
-
-    # Keras records only the shapes, as arguments of `build`.
-    arguments = {
-        name.removesuffix("_shape"): tree.map_shape_structure(tensor, plain(shape))
-        for name, shape in shapes.items()
-    }
-    if len(arguments) == 1:
-        return *arguments.values(), [], False
-    return arguments, [], True
+    if len(inputs) == 1:
+        return *inputs, [], False
+    # Keras records the arguments of `build`.
+    names = [name.removesuffix("_shape") for name in model._build_shapes_dict]
+    return dict(zip(names, inputs, strict=True)), [], True
 
 
 def custom_classes(model):

@@ -12,31 +12,24 @@ another argument outside the range that its docstring states.
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
-from typing import Any
+
+from kdrop.errors import check, check_integer, check_number, check_positive
 
 Schedule = Callable[[float], float]
 
 
-def _check(name: str, value: Any, fits: Callable[[Any], bool], allowed: str) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not fits(value):
-        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
-    return float(value)
+def _check_rate(name: str, rate: float) -> float:
+    return check_number(name, rate, lambda r: 0 <= r < 1, "a number in [0, 1)")
 
 
-def _check_rate(name: str, rate: Any) -> float:
-    return _check(name, rate, lambda r: 0 <= r < 1, "a number in [0, 1)")
-
-
-def _check_progress(name: str, progress: Any) -> float:
-    return _check(name, progress, lambda p: 0 < p <= 1, "a number in (0, 1]")
+def _check_progress(name: str, progress: float) -> float:
+    return check_number(name, progress, lambda p: 0 < p <= 1, "a number in (0, 1]")
 
 
 def constant(rate: float) -> Schedule:
     """The same rate throughout.
 
-    >>> from kdrop import schedules
-    >>> schedules.constant(0.3)(0.5)
+    >>> kdrop.schedules.constant(0.3)(0.5)
     0.3
     """
     rate = _check_rate("rate", rate)
@@ -46,8 +39,7 @@ def constant(rate: float) -> Schedule:
 def linear(start: float, end: float) -> Schedule:
     """From `start` to `end` in a straight line.
 
-    >>> from kdrop import schedules
-    >>> schedules.linear(0.0, 0.5)(0.5)
+    >>> kdrop.schedules.linear(0.0, 0.5)(0.5)
     0.25
     """
     start, end = _check_rate("start", start), _check_rate("end", end)
@@ -57,8 +49,7 @@ def linear(start: float, end: float) -> Schedule:
 def cosine(start: float, end: float) -> Schedule:
     """From `start` to `end` along half a cosine: slow, fast, slow.
 
-    >>> from kdrop import schedules
-    >>> round(schedules.cosine(0.0, 0.5)(0.25), 3)
+    >>> round(kdrop.schedules.cosine(0.0, 0.5)(0.25), 3)
     0.073
     """
     line = linear(start, end)
@@ -72,26 +63,23 @@ def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule
     after 50 of 300 epochs. Until then it falls linearly from `rate` if `decay` is
     "linear", and stays at `rate` if it is "constant".
 
-    >>> from kdrop import schedules
-    >>> schedule = schedules.early(0.4, cutoff=0.5)
+    >>> schedule = kdrop.schedules.early(0.4, cutoff=0.5)
     >>> schedule(0.25), schedule(0.75)
     (0.2, 0.0)
 
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
     rate, cutoff = _check_rate("rate", rate), _check_progress("cutoff", cutoff)
+    check("decay", decay, decay in ("linear", "constant"), "'linear' or 'constant'")
     if decay == "linear":
         return lambda progress: rate * max(0.0, 1 - progress / cutoff)
-    if decay == "constant":
-        return lambda progress: rate if progress < cutoff else 0.0
-    raise ValueError(f"`decay` must be 'linear' or 'constant'. Received: {decay!r}")
+    return lambda progress: rate if progress < cutoff else 0.0
 
 
 def late(rate: float, cutoff: float = 1 / 6) -> Schedule:
     """0 before the progress `cutoff` in (0, 1], then `rate`: for networks that overfit.
 
-    >>> from kdrop import schedules
-    >>> schedule = schedules.late(0.4, cutoff=0.5)
+    >>> schedule = kdrop.schedules.late(0.4, cutoff=0.5)
     >>> schedule(0.25), schedule(0.75)
     (0.0, 0.4)
 
@@ -104,22 +92,20 @@ def late(rate: float, cutoff: float = 1 / 6) -> Schedule:
 def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
     """Rise from 0 towards `rate` as `rate * (1 - exp(-gamma * progress))`; gamma > 0.
 
-    >>> from kdrop import schedules
-    >>> round(schedules.curriculum(0.5)(0.1), 3)
+    >>> round(kdrop.schedules.curriculum(0.5)(0.1), 3)
     0.316
 
     Reference: [Morerio et al., 2017](https://arxiv.org/abs/1703.06229)
     """
     rate = _check_rate("rate", rate)
-    gamma = _check("gamma", gamma, lambda g: 0 < g < math.inf, "a number above 0")
+    gamma = check_positive("gamma", gamma)
     return lambda progress: -rate * math.expm1(-gamma * progress)
 
 
 def annealed(rate: float, end: float = 1.0) -> Schedule:
     """From `rate` to 0 in a straight line, and 0 after the progress `end` in (0, 1].
 
-    >>> from kdrop import schedules
-    >>> schedules.annealed(0.5)(0.5)
+    >>> kdrop.schedules.annealed(0.5)(0.5)
     0.25
 
     Reference: Rennie et al., "Annealed dropout training of deep networks", SLT 2014
@@ -130,8 +116,7 @@ def annealed(rate: float, end: float = 1.0) -> Schedule:
 def scheduled_drop_path(rate: float) -> Schedule:
     """From 0 to `rate` in a straight line.
 
-    >>> from kdrop import schedules
-    >>> schedules.scheduled_drop_path(0.5)(0.5)
+    >>> kdrop.schedules.scheduled_drop_path(0.5)(0.5)
     0.25
 
     Reference: [Zoph et al., 2018](https://arxiv.org/abs/1707.07012), section 4
@@ -142,13 +127,11 @@ def scheduled_drop_path(rate: float) -> Schedule:
 def over_depth(rate: float, layers: int) -> list[float]:
     """The rates of a stack of layers, from `rate / layers` up to `rate` at the last.
 
-    >>> from kdrop import schedules
-    >>> schedules.over_depth(0.5, 4)
+    >>> kdrop.schedules.over_depth(0.5, 4)
     [0.125, 0.25, 0.375, 0.5]
 
     Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), equation 4
     """
     rate = _check_rate("rate", rate)
-    if not isinstance(layers, Integral) or isinstance(layers, bool) or layers < 1:
-        raise ValueError(f"`layers` must be an integer above 0. Received: {layers!r}")
+    layers = check_integer("layers", layers, 1)
     return [rate * place / layers for place in range(1, layers + 1)]

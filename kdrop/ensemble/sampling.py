@@ -18,8 +18,8 @@ from kdrop.ensemble.compiled_sampler import (
     warn_of_other_dropout,
 )
 from kdrop.ensemble.split import length, rows_of
+from kdrop.errors import check_integer, check_seed
 from kdrop.layers.base import drop_layers
-from kdrop.layers.checks import check_integer, check_seed
 from kdrop.layers.sampling_context import Sampling, sampling
 
 

@@ -25,24 +25,9 @@ from kdrop.layers.variational import VariationalDropout
 from kdrop.layers.weights import DropConnectConv2D, DropConnectDense
 
 __all__ = [
-    "AlphaDropout",
-    "ConcreteDropout",
-    "DropBlock1D",
-    "DropBlock2D",
-    "DropBlock3D",
-    "DropConnectConv2D",
-    "DropConnectDense",
-    "DropPath",
-    "ExactDropout",
-    "GaussianDropout",
-    "InvertedDropout",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "StandoutDropout",
-    "StochasticDepth",
-    "TokenDropout",
-    "UniformDropout",
-    "VanillaDropout",
-    "VariationalDropout",
-]
+    "AlphaDropout", "ConcreteDropout", "DropBlock1D", "DropBlock2D", "DropBlock3D",
+    "DropConnectConv2D", "DropConnectDense", "DropPath", "ExactDropout",
+    "GaussianDropout", "InvertedDropout", "SpatialDropout1D", "SpatialDropout2D",
+    "SpatialDropout3D", "StandoutDropout", "StochasticDepth", "TokenDropout",
+    "UniformDropout", "VanillaDropout", "VariationalDropout",
+]  # fmt: skip

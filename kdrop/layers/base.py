@@ -2,21 +2,16 @@
 
 import random
 import zlib
+from numbers import Integral
 
 import keras
 from keras import ops
 
 from kdrop import backend, keras_internals
-from kdrop.layers.checks import (
-    check_rate,
-    check_seed,
-    is_integer,
-    refuse,
-    refuse_quantization,
-)
+from kdrop.errors import check, check_seed, is_number
 from kdrop.layers.draws import COUNT, THRESHOLD, Draws
 from kdrop.layers.sampling_context import mask_rows, occurrences, sampling
-from kdrop.masks import kernels, run
+from kdrop.masks import kernels
 
 
 class Noise(keras.Layer):
@@ -25,10 +20,7 @@ class Noise(keras.Layer):
     A subclass defines `drop(inputs, draw, rows)`, its output in training, and, where
     that is not the inputs themselves, `infer(inputs)`, its output at inference.
 
-    Args:
-        seed: Integer in [0, 2^32). The same seed and layer name give the same masks;
-            `None` draws a seed.
-        threshold: Integer that stands for the rate in each draw, if there is a rate.
+    `threshold` is the integer that stands for the rate in each draw.
     """
 
     # Where in a network the layer belongs; the builders of `kdrop.models` ask for it.
@@ -38,16 +30,15 @@ class Noise(keras.Layer):
     place = "units"
     # The arguments of a subclass that its configuration holds, as attributes.
     config_arguments = ()
+    drops = True  # whether the layer changes its inputs in training at all
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
         """Create a layer for a place in a network.
 
-        Args:
-            rate: Fraction to drop; layers that learn their rate start near it or
-                ignore it.
-            examples: Number of training examples, which scales the layer's losses.
-            **arguments: `seed`, `name`, and those of a layer whose place it takes.
+        Layers that learn their rate start near `rate` or ignore it. The number of
+        training `examples` scales a layer's losses. `arguments` are `seed`, `name`, and
+        those of a layer whose place it takes.
         """
         return cls(rate=rate, **arguments)
 
@@ -102,11 +93,6 @@ class Noise(keras.Layer):
         """Whether all rows of the batch share one mask."""
         return False
 
-    @property
-    def drops(self):
-        """Whether the layer changes its inputs in training at all."""
-        return True
-
     def trace_state(self):
         """What a trace depends on. Of the rate that is only whether it is 0."""
         return {**keras_internals.attributes(self), "_rate": self.drops}
@@ -118,24 +104,20 @@ class Noise(keras.Layer):
 
     @draw_count.setter
     def draw_count(self, count):
-        if not is_integer(count) or not 0 <= count < 2**32:
-            refuse("draw_count", count, "an integer in [0, 2^32)")
+        fits = is_number(count, Integral) and 0 <= count < 2**32
+        check("draw_count", count, fits, "an integer in [0, 2^32)")
         self._set_draws(COUNT, int(count), "draw_count")
 
     def _set_draws(self, index, value, attribute):
         if backend.is_traced():
             raise RuntimeError(
                 f"`{attribute}` of layer {self.name!r} cannot be set inside a traced "
-                "function, which would set it again in every step: set it outside, for "
-                "example in a callback such as `kdrop.RateSchedule`."
+                "function: set it outside, as in a callback (`kdrop.RateSchedule`)."
             )
         self.draws.set_value(index, value)
 
     def _occurrence(self):
-        """The layer's index among those of equal seed and name in the outermost model.
-
-        Outside of a model it is 0.
-        """
+        """The layer's index among those of equal seed and name; 0 outside a model."""
         draws = self.draws
         if draws.active_clocks and draws.step_occurrence is not None:
             # A call that is recomputed in the backward pass is outside of the model.
@@ -155,13 +137,16 @@ class Noise(keras.Layer):
         self.check(inputs)
         return super().compute_output_spec(inputs, **kwargs)
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
         arguments = {name: getattr(self, name) for name in self.config_arguments}
         return {**super().get_config(), "seed": self.seed, **arguments}
 
 
 class Drop(Noise):
-    """Noise with a rate that the user sets, on inputs whose shape it preserves."""
+    """Noise with a rate that the user sets."""
 
     def __init__(self, rate, seed=None, **kwargs):
         rate = check_rate(rate)
@@ -187,41 +172,47 @@ class Drop(Noise):
         """The integer that stands for a rate in each draw."""
         return kernels.threshold(rate)
 
-    def keep_fraction(self, dtype):
-        """`1 - rate` as a scalar; a Python number in an export."""
-        if run.exporting.get():
-            return 1 - self.threshold(self.rate) / 2**32
-        return kernels.keep_fraction(
-            ops.convert_to_tensor(self.draws.generator.state), dtype
-        )
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
     def get_config(self):
         return {**super().get_config(), "rate": self.rate}
 
 
+def check_rate(rate):
+    """The rate as a float; raises, in Keras's words, if it is not in [0, 1)."""
+    if is_number(rate) and 0 <= rate < 1:
+        return float(rate)
+    raise ValueError(
+        "Invalid value received for argument `rate`. Expected a float value between 0 "
+        f"and 1. Received: rate={rate!r}. Allowed: 0 <= rate < 1."
+    )
+
+
 def drop_layers(model):
-    """List the drop layers of kdrop in a model.
+    """List the drop layers of kdrop in a model or another layer, itself included.
 
-    Args:
-        model: A `keras.Model` or another layer.
-
-    Returns:
-        List of layers, the model itself included if it is one, in the order in which
-        Keras saves them. The order survives a save and a load.
+    They are in the order in which Keras saves them, which survives a save and a load.
 
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.2), keras.layers.Dense(3)])
     >>> [layer.rate for layer in kdrop.drop_layers(model)]
     [0.2]
     """
-    return [
-        layer for layer in keras_internals.layers_of(model) if isinstance(layer, Noise)
-    ]
+    return [x for x in keras_internals.layers_of(model) if isinstance(x, Noise)]
 
 
 def active_drop_layers(operation):
     """The drop layers of a graph's operation, except those with rate 0."""
     layers = drop_layers(operation) if isinstance(operation, keras.Layer) else []
     return [layer for layer in layers if layer.drops]
+
+
+def dense_unless_matrix(inputs):
+    """Make sparse inputs dense, except matrices, which Keras multiplies as they are."""
+    sparse = None if len(inputs.shape) == 2 else False
+    return ops.convert_to_tensor(inputs, sparse=sparse)
+
+
+def refuse_quantization(layer, *args, **kwargs):
+    """Replacement of `quantize` in a layer whose weights are not quantized."""
+    raise NotImplementedError(
+        f"Layer {layer.name!r} of type {type(layer).__name__} has no quantized form: "
+        "it stays in float."
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kdrop import backend
+from kdrop.errors import check
 from kdrop.layers.base import Drop, drop_layers
 from kdrop.schedules import Schedule
 
@@ -16,10 +17,8 @@ class StepClock(keras.callbacks.Callback):
 
     A drop layer draws a new mask at each call. Where the backward pass computes a call
     again (`keras.remat`, `tf.recompute_grad`), a new mask would give a wrong gradient.
-    With this callback a layer draws once in each execution of the model's
-    `train_step`, whatever optimizers there are. Outside the training step (in other
-    callbacks, after `fit`, when the model is sampled) each call draws a new mask.
-
+    With this callback a layer draws once in each execution of `train_step`; outside of
+    it (in other callbacks, when the model is sampled) each call draws a new mask.
     In a custom training loop one line inside the step, traced or not, does the same:
     `with kdrop.StepClock().start(model):`.
 
@@ -114,9 +113,8 @@ class RateSchedule(keras.callbacks.Callback):
 
     Progress is 0.0 in the first step (or epoch) and 1.0 in the last of all `epochs`,
     also after `fit(initial_epoch=...)` or `keras.callbacks.BackupAndRestore`. The steps
-    of one execution (`steps_per_execution`) share one rate. The last rate remains after
-    training. `history.history["rate"]` holds the rate at the end of each epoch;
-    callbacks that read it from the logs must come after this one.
+    of one execution (`steps_per_execution`) share one rate. The last rate remains.
+    The logs hold the rate at the end of each epoch as `"rate"`, for later callbacks.
 
     Args:
         schedule: Function from progress in [0, 1] to the rate of all the layers.
@@ -124,9 +122,8 @@ class RateSchedule(keras.callbacks.Callback):
         by: "step" or "epoch". On JAX each change costs a copy of the model's state.
 
     Raises:
-        ValueError: If `schedule` is not a function, or `by` another word; in `fit`, if
-            there is no layer to set, or `by="step"` and the number of steps in an epoch
-            is unknown.
+        ValueError: For an invalid argument; in `fit`, if there is no layer to set, or
+            `by="step"` and the number of steps in an epoch is unknown.
 
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.5), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
@@ -140,12 +137,9 @@ class RateSchedule(keras.callbacks.Callback):
         self, schedule: Schedule, layers: Iterable[Any] | None = None, by: str = "step"
     ):
         super().__init__()
-        if not callable(schedule):
-            message = "`schedule` must be a function from progress to rate. Received: "
-            raise ValueError(f"{message}schedule={schedule!r}")
-        if by not in ("step", "epoch"):
-            raise ValueError(f"`by` must be 'step' or 'epoch'. Received: by={by!r}")
-        self.schedule, self.by = schedule, by
+        function = "a function from progress to rate"
+        self.schedule = check("schedule", schedule, callable(schedule), function)
+        self.by = check("by", by, by in ("step", "epoch"), "'step' or 'epoch'")
         self.layers = None if layers is None else list(layers)
 
     def on_train_begin(self, logs=None):

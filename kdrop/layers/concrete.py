@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from kdrop import keras_internals
-from kdrop.layers.base import Noise
-from kdrop.layers.checks import check_number, dense_unless_matrix
+from kdrop.errors import check_positive, check_weight
+from kdrop.layers.base import Noise, dense_unless_matrix
 from kdrop.masks import kernels, run
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -37,7 +37,7 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         temperature: Above 0; near 0 the mask is nearly 0 or 1. The paper takes 0.1 for
             dense layers and 2/3 for convolutions.
 
-    Shapes: those of the wrapped layer. `seed` and errors: those of `InvertedDropout`.
+    Shapes as in the wrapped layer. `seed` and errors as in `InvertedDropout`.
 
     >>> layer = kdrop.ConcreteDropout(keras.layers.Dense(2), 1e-6, 1e-5, seed=1)
     >>> outputs = layer(keras.ops.ones((3, 4)), training=True)
@@ -65,15 +65,13 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
         self, layer, weight_decay, entropy_weight, temperature=0.1, seed=None, **kwargs
     ):
         if not isinstance(layer, (keras.layers.Dense, *_CONVOLUTIONS)):
-            raise ValueError(
-                "ConcreteDropout wraps a Dense, Conv1D, Conv2D or Conv3D layer. "
-                f"Received: layer={layer!r}"
-            )
+            wraps = "ConcreteDropout wraps a Dense, Conv1D, Conv2D or Conv3D layer"
+            raise ValueError(f"{wraps}. Received: layer={layer!r}")
         super().__init__(layer=layer, seed=seed, **kwargs)
         self.supports_masking = layer.supports_masking
-        self.weight_decay = check_number("weight_decay", weight_decay, 0)
-        self.entropy_weight = check_number("entropy_weight", entropy_weight, 0)
-        self.temperature = check_number("temperature", temperature, 0, above=True)
+        self.weight_decay = check_weight("weight_decay", weight_decay)
+        self.entropy_weight = check_weight("entropy_weight", entropy_weight)
+        self.temperature = check_positive("temperature", temperature)
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -130,9 +128,8 @@ def _float_kernel(layer):
         return layer.kernel
     if mode not in ("int8", "int4"):
         raise ValueError(
-            "ConcreteDropout has no loss for the weights of layer "
-            f"{layer.name!r}, which are quantized as {mode!r}. Allowed: 'int8', "
-            "'int4', 'float8'."
+            "ConcreteDropout takes layers quantized as 'int8', 'int4' or 'float8'. "
+            f"Received: {layer.name!r}, quantized as {mode!r}"
         )
     scale = layer.kernel_scale
     kernel = ops.cast(keras_internals.quantized_kernel(layer), scale.dtype)

@@ -22,15 +22,13 @@ class Draws(keras.Layer):
     """The state of a drop layer: seed, hash of its name, draw count, threshold.
 
     It is a layer inside the drop layer, so that it has its own entry in a weights
-    file: a file of `keras.layers.Dropout` simply lacks that entry. The state is that
-    of a seed generator and not a weight, so `get_weights()` is as long as with Keras's
-    layers.
+    file, which a file of Keras's layers lacks. The state is that of a seed generator
+    and not a weight, so `get_weights()` is as long as with Keras's layers.
 
-    Every file holds what resuming needs: the draw count and the name hash, so that a
-    model can resume even if its layers got different automatic names. The seed is saved
-    in `.keras` files and checkpoints, which restore a model, but not in weights files:
-    models that load the same pretrained weights keep different seeds. No file holds
-    the threshold: the rate is part of the configuration.
+    Every file holds what resuming needs: the draw count and the name hash, since
+    automatic names differ. The seed is saved in `.keras` files and checkpoints, but not
+    in weights files: models with the same pretrained weights keep different seeds. No
+    file holds the threshold: the rate is part of the configuration.
     """
 
     def __init__(self, seed, name_hash, threshold):
@@ -39,8 +37,8 @@ class Draws(keras.Layer):
         self.seed, self.name_hash = seed, name_hash
         self.generator = keras.random.SeedGenerator(seed)
         # int64 on TensorFlow, where uint32 variables lack kernels on devices; only the
-        # low 32 bits count. "none": each replica advances a copy of the count. Created
-        # eagerly, also where the layer is created inside a traced function.
+        # low 32 bits count. "none": each replica advances a copy of the count. Eager,
+        # also inside a traced function.
         with keras.name_scope(self.generator.name), backend.init_scope():
             self.generator.state = keras.Variable(
                 [seed, name_hash, 0, threshold],
@@ -59,11 +57,7 @@ class Draws(keras.Layer):
         """Do nothing: Keras's default would warn."""
 
     def next(self, occurrence):
-        """The vector `[seed, name hash, draw, threshold, occurrence]` of a new draw.
-
-        Args:
-            occurrence: Integer that distinguishes layers of equal seed and name.
-        """
+        """The vector `[seed, name hash, draw, threshold, occurrence]` of a new draw."""
         active, state = sampling.get(), self.generator.state
         if active is not None and active.rows is not None:
             return active.draw(self, ops.convert_to_tensor(state))

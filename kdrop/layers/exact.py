@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop.layers.checks import check_integer
+from kdrop.errors import check_integer
 from kdrop.layers.units import UnitNoise
 from kdrop.masks import kernels, run
 
@@ -21,17 +21,15 @@ class ExactDropout(UnitNoise):
 
     Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped,
     each set equally likely, and the others are scaled by `units / (units - count)`.
-    Each example, and each position in it, has its own set. The rate is rounded to a
-    multiple of 2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. Inference
-    changes nothing.
+    Each position of each example has its own set. The rate is rounded to a multiple of
+    2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. Inference changes nothing.
 
     Args:
         axis: Axis of the units, any but that of the batch. The sizes from there on must
             be known, and the units fewer than 2^24.
         noise_shape: `(1, None)` drops the same units in the whole batch. It cannot have
             a 1 for the units.
-
-    Other arguments, shapes and errors: those of `InvertedDropout`.
+        **kwargs: Those of `InvertedDropout`, whose shapes and errors hold too.
 
     >>> layer = kdrop.ExactDropout(0.3, seed=1)
     >>> outputs = layer(keras.ops.ones((3, 10)), training=True)
@@ -56,16 +54,12 @@ class ExactDropout(UnitNoise):
                 f"Argument `axis` of layer {self.name!r} must be an axis of the inputs "
                 f"after the first. Received: axis={self.axis}, inputs of shape {shape}"
             )
-        sizes = self._sizes_from_axis(shape)
-        if None in sizes:
+        sizes, units = self._sizes_from_axis(shape), shape[self.axis]
+        if None in sizes or sizes[0] != units or units >= 2**24:
             raise ValueError(
-                f"Layer {self.name!r} counts units along axis {self.axis}: the sizes "
-                f"from there on must be known. Received: inputs of shape {shape}"
-            )
-        if sizes[0] != shape[self.axis] or sizes[0] >= 2**24:
-            raise ValueError(
-                f"Layer {self.name!r} decides for each of fewer than 2^24 units. "
-                f"Received: {shape[self.axis]} units, noise_shape={self.noise_shape}"
+                f"Layer {self.name!r} decides for each of fewer than 2^24 units; the "
+                f"sizes from axis {self.axis} on must be known. Received: inputs of "
+                f"shape {shape}, {units} units, noise_shape={self.noise_shape}"
             )
 
     def _sizes_from_axis(self, shape):
@@ -79,13 +73,9 @@ class ExactDropout(UnitNoise):
         return run.apply(kernel, inputs, draw, rows, self.noise_shape)
 
 
-# The words within a row are distinct, so the `count` lowest words of a group are those
-# below some threshold. The search counts how many words are below a guess.
-
-
 @functools.cache
 def _kernel(units, inner):
-    """The kernel for consecutive groups of `units * inner` words."""
+    """The kernel for consecutive groups of `units * inner` distinct words."""
     split = math.gcd(units, 16)  # so that sums over short rows fill vector registers
 
     def noise(words, draw):
@@ -127,8 +117,9 @@ def _count(draw, units):
 
 def _lowest(words, count):
     """Which words `(groups, split, units / split, inner)` are a group's lowest."""
-    # Narrow a bracket, with the counts below its ends, by interpolation until at most
-    # one word is missing. Each step is one pass over the words.
+    # The words are distinct, so those are the words below a threshold. Narrow a bracket
+    # of it, with the counts below its ends, by interpolation until at most one word is
+    # missing. Each step is one pass over the words.
     low = ops.zeros_like(words[:, :1, :1])
     zero = ops.cast(low, "int32")
 

@@ -2,8 +2,8 @@
 
 import keras
 
+from kdrop.errors import check, check_integer
 from kdrop.layers.base import Drop
-from kdrop.layers.checks import check_integer
 from kdrop.layers.units import InvertedDropout, VanillaDropout
 from kdrop.masks import kernels, run
 
@@ -11,12 +11,9 @@ from kdrop.masks import kernels, run
 def _check_data_format(data_format):
     if data_format is None:
         return keras.config.image_data_format()
-    if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(
-            "Argument `data_format` must be 'channels_last', 'channels_first' or None. "
-            f"Received: data_format={data_format!r}"
-        )
-    return data_format
+    formats = ("channels_last", "channels_first")
+    allowed = "'channels_last', 'channels_first' or None"
+    return check("data_format", data_format, data_format in formats, allowed)
 
 
 def _after_batch(data_format, channels, *over_map):
@@ -40,10 +37,7 @@ class SpatialDropout(InvertedDropout):
 
 @keras.saving.register_keras_serializable("kdrop")
 class SpatialDropout1D(SpatialDropout):
-    """Drop whole channels of a sequence: all its steps share one decision.
-
-    As `SpatialDropout2D` (Tompson et al., section 3.2), on
-    `(batch, steps, channels)` and without `data_format`.
+    """`SpatialDropout2D` of sequences `(batch, steps, channels)`: no `data_format`.
 
     >>> layer = kdrop.SpatialDropout1D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 2, 6)), training=True)
@@ -68,11 +62,9 @@ class SpatialDropout2D(SpatialDropout):
         data_format: `"channels_last"`, `"channels_first"` or, for Keras's default,
             `None`.
 
-    Other arguments and errors: those of `InvertedDropout`, without `noise_shape`. The
-    other channels are scaled by `1 / (1 - rate)`.
-
-    Input shape: `(batch, height, width, channels)` or, if channels come first,
-    `(batch, channels, height, width)`. Output shape: the same.
+    Other arguments, scaling and errors as in `InvertedDropout`, without `noise_shape`.
+    Input and output shape: `(batch, height, width, channels)` or
+    `(batch, channels, height, width)`.
 
     >>> layer = kdrop.SpatialDropout2D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 8, 8, 6)), training=True)
@@ -87,10 +79,7 @@ class SpatialDropout2D(SpatialDropout):
 
 @keras.saving.register_keras_serializable("kdrop")
 class SpatialDropout3D(SpatialDropout):
-    """Drop whole channels of a volume: all its positions share one decision.
-
-    As `SpatialDropout2D` (Tompson et al., section 3.2), on maps of depth,
-    height and width.
+    """`SpatialDropout2D` of volumes: maps of depth, height and width.
 
     >>> layer = kdrop.SpatialDropout3D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 4, 4, 4, 6)), training=True)
@@ -139,9 +128,7 @@ class DropBlock(Drop):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock1D(DropBlock):
-    """Drop runs of consecutive steps, independently for each channel.
-
-    As `DropBlock2D` (Ghiasi et al., section 3), on maps of one dimension.
+    """`DropBlock2D` of sequences: runs of steps, independently for each channel.
 
     >>> layer = kdrop.DropBlock1D(0.5, block_size=3, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 12, 1)), training=True)
@@ -186,9 +173,7 @@ class DropBlock2D(DropBlock):
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropBlock3D(DropBlock):
-    """Drop cubic blocks of volumes, independently for each channel.
-
-    As `DropBlock2D` (Ghiasi et al., section 3), on maps of depth, height and width.
+    """`DropBlock2D` of volumes: cubic blocks, independently for each channel.
 
     >>> layer = kdrop.DropBlock3D(0.25, block_size=2, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((8, 8, 8, 8, 32)), training=True)
@@ -206,8 +191,7 @@ class DropPath(Drop):
 
     The last layer of a residual branch, `x + DropPath(rate)(branch(x))`: each example
     of a batch skips the branch or goes through it. Inference changes nothing.
-
-    Arguments, shapes and errors: those of `InvertedDropout`, without `noise_shape`.
+    Arguments, shapes and errors as in `InvertedDropout`, without `noise_shape`.
 
     >>> layer = kdrop.DropPath(0.5, seed=2, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((3, 4)), training=True)))
@@ -216,8 +200,7 @@ class DropPath(Drop):
      [2. 2. 2. 2.]]
 
     Reference: [Larsson et al., 2017](https://arxiv.org/abs/1605.07648), section 3, for
-    the name. The rule is that of `StochasticDepth`, with a decision for each example
-    and inverted scaling
+    the name; the rule is that of `StochasticDepth`, for each example and scaled
     """
 
     place = "residual branches"
@@ -235,9 +218,8 @@ class StochasticDepth(DropPath):
 
     Stochastic depth as it was published: in training,
     `x + StochasticDepth(rate)(branch(x))` skips the branch or goes through it, by one
-    decision for the batch and unscaled. Replicas share the decision.
-
-    Arguments, shapes and errors: those of `InvertedDropout`, without `noise_shape`.
+    decision for the batch and unscaled. Replicas share the decision. Arguments, shapes
+    and errors as in `DropPath`.
 
     >>> layer = kdrop.StochasticDepth(0.25)
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 4)))))

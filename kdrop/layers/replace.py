@@ -34,23 +34,20 @@ def replace(model, in_place=False):
     wrappers, nested models and `MultiHeadAttention`. Names, rates, seeds (modulo 2^32),
     noise shapes, dtype policies, weights and the model's class do not change.
 
-    One warning names the layers that are not replaced and still drop: subclasses of
-    Keras's dropout layers, and layers that drop without one, such as
-    `LSTM(dropout=0.1)`.
+    One warning names the layers that still drop: subclasses of Keras's dropout layers,
+    and layers that drop without one, such as `LSTM(dropout=0.1)`.
 
     Drop layers that a layer or model creates in its own code (`MultiHeadAttention`,
-    KerasHub) load from a saved model as Keras's. This restores kdrop's, so that
-    `sample` gives the same samples as before:
+    KerasHub) load from a saved model as Keras's. This restores kdrop's and the samples:
 
         model = kdrop.replace(keras.models.load_model(path), in_place=True)
         model.load_weights(path)
 
     Args:
         model: A `keras.Model` of any kind, compiled or not.
-        in_place: If `False`, replace the layers in a copy, which is made by saving and
-            loading the model. If `True`, replace them in the model itself: the same
-            object, weights and optimizer. Other models that share its layers then
-            have the new ones too: compile those again, and retrace your own functions
+        in_place: If `False`, replace the layers in a copy, made by saving and loading
+            the model. If `True`, replace them in the model itself and in others that
+            share them: compile those again, and retrace your own functions
             (`tf.function`, `jax.jit`).
 
     Returns:
@@ -98,8 +95,7 @@ def remaining(model):
         for cell in keras_internals.layers_of(layer.cell)
         if hasattr(cell, "dropout") or hasattr(cell, "recurrent_dropout")
     }
-    names = [owners.get(layer, layer.name) for layer in layers if _drops(layer)]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(owners.get(x, x.name) for x in layers if _drops(x)))
 
 
 def _drops(layer):
@@ -124,9 +120,13 @@ def _replaced_type(layer):
     return _REPLACEMENTS.get(type(layer), type(layer))
 
 
+def _is_replaced(layer):
+    return _replaced_type(layer) in _REPLACEMENTS.values()
+
+
 def _replacement_config(layer):
     """The arguments of a layer's replacement, or `None`; raises if they are invalid."""
-    if _replaced_type(layer) not in _REPLACEMENTS.values():
+    if not _is_replaced(layer):
         return None
     # The configs of Keras's spatial layers lack `trainable` and the policy.
     missing = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
@@ -142,10 +142,6 @@ def _copy(model):
 
     `clone_model` would lose the class of a Functional subclass, and fails on KerasHub.
     """
-    refusal, advice = (
-        f"replace() cannot copy model {model.name!r}: ",
-        (". Allowed: `in_place=True`, which replaces the layers in the model itself."),
-    )
     custom = {
         type(layer).__name__: type(layer)
         for layer in keras_internals.layers_of(model)
@@ -159,18 +155,19 @@ def _copy(model):
             path = os.path.join(folder, "model.keras")
             model.save(path)
             copy = keras.models.load_model(path, custom, compile=False, safe_mode=False)
+        for difference in _differences(model, copy):
+            raise ValueError(f"the copy has other {difference}")
     except Exception as error:  # anything that the code of the layers raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        reason = f"saving and loading it failed ({reason})"
-        raise ValueError(refusal + reason + advice) from error
-    for difference in _differences(model, copy):
-        reason = f"loaded from a file, it has other {difference}"
-        raise ValueError(refusal + reason + advice)
-    pairs = (_layers(model), _layers(copy)), (model.weights, copy.weights)
-    for originals, copies in pairs:
-        for one, other in zip(originals, copies, strict=True):
-            if other.trainable != one.trainable:
-                other.trainable = one.trainable
+        raise ValueError(
+            f"replace() cannot copy model {model.name!r}: saving and loading it failed "
+            f"({reason}). Allowed: `in_place=True`, which replaces the layers in the "
+            "model itself."
+        ) from error
+    originals, copies = ([*_layers(each), *each.weights] for each in (model, copy))
+    for one, other in zip(originals, copies, strict=True):
+        if other.trainable != one.trainable:
+            other.trainable = one.trainable
     return copy
 
 
@@ -179,8 +176,7 @@ def _differences(model, copy):
     if list(map(_replaced_type, layers)) != list(map(_replaced_type, copies)):
         yield "layers"
     for layer, other in zip(layers, copies, strict=True):
-        replaced = _replaced_type(layer) in _REPLACEMENTS.values()
-        if not (replaced or _same_settings(layer, other)):
+        if not _is_replaced(layer) and not _same_settings(layer, other):
             yield f"settings of layer {layer.name!r}"
     if len(model.weights) != len(copy.weights):
         yield "weights"

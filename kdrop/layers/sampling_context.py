@@ -1,7 +1,4 @@
-"""Contexts in which drop layers drop at inference, and the row ids of their masks.
-
-`kdrop.masks` explains rows.
-"""
+"""Contexts in which drop layers drop at inference, and the rows of their masks."""
 
 import collections
 import contextvars
@@ -29,9 +26,8 @@ class Sampling:
     some were.
 
     Args:
-        rows: uint32 tensor `(batch, 3)`: number of the sample, example and seed of each
-            row. That seed replaces the layers' seeds. Without it the layers draw from
-            their own seeds and draw counts.
+        rows: uint32 tensor `(batch, 3)`: sample, example and seed of each row. Without
+            it the layers draw from their own seeds and draw counts.
     """
 
     # Traces for the layers' own seeds can be reused; those that capture rows cannot.
@@ -62,24 +58,22 @@ class Sampling:
 
     def _check_called(self):
         # A reused trace does not call its layers again, so they remember an old call.
-        called = set(self._called)
+        called = self._called
         if self.rows is None:
-            called.update(x.draws for x in self._layers if x.draws.was_sampled)
+            called = called | {x.draws for x in self._layers if x.draws.was_sampled}
         missing = [x for x in self._layers if x.drops and x.draws not in called]
-        # Some models hold layers that they never call.
-        used = [layer for layer in missing if keras_internals.was_called(layer)]
-        if not missing or (called and not used):
-            return
-        names = [layer.name for layer in (used if called else missing)]
+        if called:  # Some models hold layers that they never call.
+            missing = [layer for layer in missing if keras_internals.was_called(layer)]
         message = (
-            f"The drop layers {names} were not called while the model was sampled: "
-            "they drop nothing. Call them at inference too, not only under `if "
-            "training`, and through the `tf.function` itself, because "
+            f"The drop layers {[x.name for x in missing]} were not called while the "
+            "model was sampled: they drop nothing. Call them at inference too, without "
+            "`if training`, and through the `tf.function` itself, because "
             "`get_concrete_function()` returns what was traced at inference."
         )
-        if not called:
+        if missing and not called:
             raise ValueError(message)
-        warnings.warn(message, stacklevel=3)
+        if missing:
+            warnings.warn(message, stacklevel=3)
 
     def samples(self, layer):
         """Whether a layer drops."""
@@ -112,8 +106,7 @@ class Sampling:
             self._refuse(
                 "A drop layer was called inside a loop, a branch, `keras.remat` or a "
                 "jitted function while its model was sampled: on JAX all its calls may "
-                "have one mask. Unroll the loop (`unroll=True`), or call the layer "
-                "outside."
+                "have one mask. Unroll the loop (`unroll=True`), or call it outside."
             )
 
     def _refuse(self, message):
@@ -123,18 +116,16 @@ class Sampling:
     def _count_in_graph(self, draws):
         if not backend.CallCounter.is_possible():
             self._refuse(
-                "A drop layer was called inside a loop or a nested function that XLA "
-                "compiles while its model was sampled: its calls cannot be counted "
-                "there. Compile without `jit_compile=True`."
+                "A drop layer was called inside a loop or a nested function of XLA, "
+                "which cannot count the samples: compile without `jit_compile=True`."
             )
         if self._counter is None:
             self._counter = backend.CallCounter(self._trace)
         numbers = {layer.draws: number for number, layer in enumerate(self._layers)}
         if draws not in numbers:
             self._refuse(
-                "A drop layer that Keras does not track was called in a loop or a "
-                "nested function while its model was sampled: make it an attribute of "
-                "the layer that calls it."
+                "A drop layer that Keras does not track is sampled in a loop or a "
+                "nested function: make it an attribute of the layer that calls it."
             )
         return self._counter.next(numbers[draws])
 

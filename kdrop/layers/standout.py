@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from kdrop.layers.base import Noise
-from kdrop.layers.checks import check_number, refuse_quantization
+from kdrop.errors import check_number
+from kdrop.layers.base import Noise, refuse_quantization
 from kdrop.masks import kernels, run
 
 
@@ -21,19 +21,14 @@ class StandoutDropout(Noise):
     W is learned. A sampled mask has no derivative, so its gradient is taken to be that
     of its mean, `keep`. Where the loss is linear in the outputs, W gets no gradient on
     average, because their mean does not depend on W: W learns where noise does harm.
-
     A NaN in an example makes all its `inputs W` NaN, and none of its units are dropped.
 
     Args:
-        alpha: Scale of the second network, a finite number.
-        beta: Bias of the second network, a finite number. The greater it is, the fewer
-            units are dropped.
+        alpha, beta: Scale and bias of the second network, finite numbers. The greater
+            `beta` is, the fewer units are dropped.
+        **kwargs: Those of `InvertedDropout`, whose errors hold too.
 
-    Other arguments and errors: those of `InvertedDropout`, without `rate` and
-    `noise_shape`.
-
-    Input shape: `(batch, ..., units)`, of a known number of units. Output shape: the
-    same. Weight shape: `(units, units)`.
+    Input and output shape: `(batch, ..., units)`, of a known number of units.
 
     >>> layer = kdrop.StandoutDropout(alpha=0.0, seed=1, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((2, 6)), training=True)))
@@ -56,8 +51,8 @@ class StandoutDropout(Noise):
 
     def __init__(self, alpha=1.0, beta=0.0, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
-        self.alpha = check_number("alpha", alpha)
-        self.beta = check_number("beta", beta)
+        self.alpha = check_number("alpha", alpha, math.isfinite, "a finite number")
+        self.beta = check_number("beta", beta, math.isfinite, "a finite number")
 
     def build(self, input_shape):
         if len(input_shape) < 2 or input_shape[-1] is None:
@@ -84,6 +79,3 @@ class StandoutDropout(Noise):
         slope = ops.stop_gradient((1 - gain) * rate)
         change = slope * (logits - ops.stop_gradient(logits))
         return kernels.scale(inputs, ops.stop_gradient(gain) + change)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape

@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from kdrop import backend, keras_internals
+from kdrop.errors import check_bool, check_integer
 from kdrop.layers.base import Drop
-from kdrop.layers.checks import check_bool, check_integer
 from kdrop.masks import bits, run
 
 
@@ -16,24 +16,22 @@ from kdrop.masks import bits, run
 class TokenDropout(Drop):
     """Keep a random subset of the tokens of each example. At inference keep all.
 
-    The first `prefix_tokens` always stay. Of the `tokens` after them,
-    `max(1, tokens - floor(rate * tokens + 0.5))` stay, in their order and unscaled. All
-    subsets of that size are equally likely. The sequence is shorter in training, so
-    dropped tokens cost the following layers nothing. Embed positions before this layer.
+    Of the `tokens` after the prefix, `max(1, tokens - floor(rate * tokens + 0.5))`
+    stay, in their order and unscaled. All subsets of that size are equally likely. The
+    sequence is shorter in training, so dropped tokens cost the following layers
+    nothing. Embed positions before this layer.
 
-    A traced function keeps the number of tokens that it was traced with, since that is
-    part of the shape. A new rate takes effect in eager mode, and when a function is
-    retraced, as after `model.compile`; the layer warns if that is needed.
+    A new rate takes effect in eager mode, and when a function is retraced, as after
+    `model.compile`, since shapes depend on it; the layer warns if that is needed.
 
     Args:
         rate: Fraction of the tokens after the prefix to drop, in [0, 1).
-        prefix_tokens: Number of tokens at the start that always stay, such as a class
-            token.
+        prefix_tokens: Number of tokens at the start that always stay (class tokens).
         return_indices: Whether to return the remaining tokens' indices too, int32
             `(batch, remaining)`.
 
-    Other arguments and errors: those of `InvertedDropout`. Inputs without a token after
-    the prefix are an error too.
+    Other arguments and errors as in `InvertedDropout`. Inputs need a token after the
+    prefix.
 
     Input shape: `(batch, tokens, features)`. Output shape: `(batch, remaining,
     features)`; `remaining` is `None` in a symbolic shape, as inference keeps all.
@@ -88,7 +86,8 @@ class TokenDropout(Drop):
     def call(self, inputs, training=False, mask=None):
         outputs, indices = super().call(inputs, training=training)
         if mask is not None:
-            mask = mask if indices is None else _take(mask, indices)
+            if indices is not None:
+                mask = backend.take_from_rows(mask, indices)
             keras_internals.set_mask(outputs, mask)
         return (outputs, indices) if self.return_indices else outputs
 
@@ -99,7 +98,8 @@ class TokenDropout(Drop):
         self._traced = self._traced or backend.is_traced()
         batch, tokens, _ = ops.shape(inputs)
         if inputs.shape[1] is None:
-            tokens = self._check_at_run_time(tokens)
+            enough = tokens > self.prefix_tokens
+            tokens = backend.checked(tokens, [enough], self._too_short())
         candidates = tokens - self.prefix_tokens
         # The words of an example all differ: sorting them is a random permutation.
         ids = run.row_ids(rows, (batch,))
@@ -107,17 +107,7 @@ class TokenDropout(Drop):
         subset = ops.argsort(words, axis=-1)[:, : _remaining(candidates, self.rate)]
         subset = ops.sort(subset, axis=-1) + self.prefix_tokens
         indices = ops.concatenate([_all(batch, self.prefix_tokens), subset], axis=1)
-        return _take(inputs, indices), indices
-
-    def _check_at_run_time(self, tokens):
-        """`check` for a number of tokens that was unknown when it ran."""
-        import tensorflow as tf
-
-        enough = tf.debugging.assert_greater(
-            tokens, self.prefix_tokens, self._too_short()
-        )
-        with tf.control_dependencies([enough]):
-            return tf.identity(tokens)
+        return backend.take_from_rows(inputs, indices), indices
 
     def infer(self, inputs):
         batch, tokens, _ = ops.shape(inputs)
@@ -141,16 +131,6 @@ def _remaining(tokens, rate):
         return max(1, tokens - math.floor(rate * tokens + 0.5))
     dropped = ops.floor(rate * ops.cast(tokens, "float64") + 0.5)
     return ops.maximum(1, tokens - ops.cast(dropped, tokens.dtype))
-
-
-def _take(inputs, positions):
-    """The elements of `(batch, size, ...)` at int32 positions `(batch, count)`."""
-    if backend.name() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.gather(inputs, positions, batch_dims=1)
-    positions = ops.reshape(positions, (*positions.shape, *(1,) * (inputs.ndim - 2)))
-    return ops.take_along_axis(inputs, positions, axis=1)
 
 
 def _all(batch, tokens):

@@ -1,10 +1,33 @@
 """Layers that drop single units, or multiply them by noise."""
 
-import keras
+from numbers import Integral
 
+import keras
+from keras import ops
+
+from kdrop.errors import is_number
 from kdrop.layers.base import Drop
-from kdrop.layers.checks import check_noise_shape
 from kdrop.masks import kernels, run
+
+
+def check_noise_shape(noise_shape):
+    """Return the noise shape as a tuple of positive integers and `None`, or `None`."""
+    if noise_shape is None:
+        return None
+    if isinstance(noise_shape, str) or not hasattr(noise_shape, "__iter__"):
+        expected = "a tuple or list of integers"
+    else:
+        noise_shape = tuple(noise_shape)
+        sizes = [size for size in noise_shape if size is not None]
+        if all(is_number(size, Integral) and size > 0 for size in sizes):
+            return tuple(None if size is None else int(size) for size in noise_shape)
+        expected = "all dimensions to be positive integers or None"
+        if not all(is_number(size, Integral) for size in sizes):
+            expected = "all elements to be integers or None"
+    raise ValueError(
+        "Invalid value received for argument `noise_shape`. "
+        f"Expected {expected}. Received: noise_shape={noise_shape!r}"
+    )
 
 
 class UnitNoise(Drop):
@@ -66,9 +89,8 @@ class VanillaDropout(UnitNoise):
     """Drop units in training. At inference scale all units by `1 - rate`.
 
     Dropout as it was first published, called weight scaling: inference scales each unit
-    to its expectation, as scaling the next layer's weights would.
-
-    Arguments, shapes and errors: those of `InvertedDropout`.
+    to its expectation, as scaling the next layer's weights would. Arguments, shapes and
+    errors as in `InvertedDropout`.
 
     >>> layer = kdrop.VanillaDropout(0.25, seed=1, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((1, 4)))))
@@ -81,16 +103,19 @@ class VanillaDropout(UnitNoise):
     kernel = kernels.VANILLA
 
     def infer(self, inputs):
-        return kernels.scale(inputs, self.keep_fraction(kernels.wide(inputs.dtype)))
+        if run.exporting.get():
+            return kernels.scale(inputs, 1 - self.threshold(self.rate) / 2**32)
+        state = ops.convert_to_tensor(self.draws.generator.state)
+        keep = kernels.keep_fraction(state, kernels.wide(inputs.dtype))
+        return kernels.scale(inputs, keep)
 
 
 @keras.saving.register_keras_serializable("kdrop")
 class GaussianDropout(UnitNoise):
     """Multiply units by Gaussian noise of mean 1 and variance `rate / (1 - rate)`.
 
-    Inverted dropout of this rate has the same mean and variance. No unit is dropped.
-
-    Arguments, shapes and errors: those of `InvertedDropout`.
+    `InvertedDropout` of this rate has the same mean and variance, and the same
+    arguments, shapes and errors. No unit is dropped.
 
     >>> layer = kdrop.GaussianDropout(0.2, seed=1, name="drop")
     >>> noise = layer(keras.ops.ones((1000, 1000)), training=True)
@@ -109,9 +134,8 @@ class UniformDropout(UnitNoise):
     """Multiply units by `1 + u`, with u uniform in (-rate, rate).
 
     "Uout": its variance, `rate^2 / 3`, barely changes the statistics of a following
-    batch normalisation. No unit is dropped. Inference changes nothing.
-
-    Arguments, shapes and errors: those of `InvertedDropout`.
+    batch normalisation. No unit is dropped. Inference changes nothing. Arguments,
+    shapes and errors as in `InvertedDropout`.
 
     >>> layer = kdrop.UniformDropout(0.1, seed=1, name="drop")
     >>> noise = layer(keras.ops.ones((100, 100)), training=True)
@@ -129,9 +153,8 @@ class AlphaDropout(UnitNoise):
     """Set dropped units to the limit of SELU and keep mean 0 and variance 1.
 
     For `selu` units with `lecun_normal` weights. SELU falls to about -1.758; an affine
-    map then restores mean and variance. Inference changes nothing.
-
-    Arguments, shapes and errors: those of `InvertedDropout`.
+    map then restores mean and variance. Inference changes nothing. Arguments, shapes
+    and errors as in `InvertedDropout`.
 
     >>> layer = kdrop.AlphaDropout(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.random.normal((1000, 1000), seed=1), training=True)

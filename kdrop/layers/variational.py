@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from kdrop.layers.base import Noise
-from kdrop.layers.checks import check_number, dense_unless_matrix, refuse_quantization
+from kdrop.errors import check, check_weight
+from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
 from kdrop.masks import kernels, run
 
 # Coefficients of the divergence of N(w, alpha w^2) from the log-uniform prior: Kingma,
@@ -24,8 +24,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
 
     The layer adds a loss: the divergence of the weights' distribution from the
     log-uniform prior, up to a constant, by the paper's polynomial in alpha. Its error
-    for a weight is at most 0.006 for alpha from 0.1 to 1, and 0.04 below. The
-    polynomial does not hold above 1, so alpha is clipped there.
+    for a weight is at most 0.006 for alpha from 0.1 to 1, and 0.04 below. Alpha is
+    clipped at 1, above which the polynomial does not hold.
 
     Args:
         units: Number of outputs.
@@ -33,9 +33,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
             training loss is a log likelihood, averaged over N training examples.
         per: What has a separate alpha: the `"layer"`, each input `"unit"` or each
             `"weight"`.
-        **kwargs: Those of `keras.layers.Dense`; `seed` as in `InvertedDropout`.
-
-    Shapes: those of `keras.layers.Dense`. Errors: those of `InvertedDropout`.
+        **kwargs: Those of `keras.layers.Dense`, with its shapes; `seed` and errors as
+            in `InvertedDropout`.
 
     >>> layer = kdrop.VariationalDropout(2, divergence_weight=1e-3, per="layer")
     >>> outputs = layer(keras.ops.ones((3, 4)), training=True)
@@ -54,15 +53,13 @@ class VariationalDropout(Noise, keras.layers.Dense):
         return cls(divergence_weight=1 / examples, **arguments)
 
     quantize = quantized_build = refuse_quantization
+    compute_output_shape = keras.layers.Dense.compute_output_shape
 
     def __init__(self, units, divergence_weight=1.0, per="unit", seed=None, **kwargs):
         super().__init__(units=units, seed=seed, **kwargs)
-        self.divergence_weight = check_number("divergence_weight", divergence_weight, 0)
-        if per not in ("layer", "unit", "weight"):
-            raise ValueError(
-                f'Argument `per` must be "layer", "unit" or "weight". Received: {per!r}'
-            )
-        self.per = per
+        self.divergence_weight = check_weight("divergence_weight", divergence_weight)
+        choices = ("layer", "unit", "weight")
+        self.per = check("per", per, per in choices, f"one of {choices}")
 
     def build(self, input_shape):
         # Dense locks its state when it adds the weights of LoRA: add them last.

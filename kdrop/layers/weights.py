@@ -5,8 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kdrop.layers.base import Drop
-from kdrop.layers.checks import check_bool, dense_unless_matrix, refuse_quantization
+from kdrop.errors import check_bool
+from kdrop.layers.base import Drop, dense_unless_matrix, refuse_quantization
 from kdrop.masks import connections, kernels, run
 
 
@@ -15,8 +15,8 @@ class _Convolution(NamedTuple):
 
     strides: tuple
     padding: str
-    dilation_rate: tuple
     data_format: str
+    dilation_rate: tuple
 
     def __call__(self, inputs, kernel):
         settings = {**self._asdict(), "data_format": "channels_last"}
@@ -28,7 +28,10 @@ class _Convolution(NamedTuple):
 
 
 class Connections(Drop):
-    """Drops entries of a kernel and a bias: the base beside a layer of Keras."""
+    """Drops entries of a kernel and a bias: the base beside a layer of Keras.
+
+    A subclass has the layer's `product` of inputs and kernel.
+    """
 
     config_arguments = ("per_example",)
 
@@ -46,15 +49,12 @@ class Connections(Drop):
         if shared:
             kernel = connections.thin(kernel, draw, rows)
         if shared or 0 in (inputs.shape[0], *kernel.shape):
-            outputs = self.product()(inputs, kernel)
+            outputs = self.product(inputs, kernel)
         else:
-            outputs = self.connect(inputs, kernel, draw, rows)
+            outputs = connections.connect(self.product, inputs, kernel, draw, rows)
         if self.use_bias:
             outputs = outputs + self._thin_bias(outputs, draw, rows)
         return outputs if self.activation is None else self.activation(outputs)
-
-    def connect(self, inputs, kernel, draw, rows):
-        return connections.each(self.product(), inputs, kernel, draw, rows)
 
     def _thin_bias(self, outputs, draw, rows):
         # Another name hash, so that the bias does not share the kernel's words.
@@ -65,9 +65,8 @@ class Connections(Drop):
         bias = run.apply(kernels.INVERTED, bias, draw, rows)
         inner = (1,) * (len(outputs.shape) - 2)
         first = getattr(self, "data_format", "") == "channels_first"
-        return ops.reshape(
-            bias, (count, *((size, *inner) if first else (*inner, size)))
-        )
+        shape = (size, *inner) if first else (*inner, size)
+        return ops.reshape(bias, (count, *shape))
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -76,13 +75,12 @@ class DropConnectDense(keras.layers.Dense, Connections):
 
     In training weights and, as in the paper, entries of the bias are dropped with
     probability `rate`, and the others scaled by `1 / (1 - rate)`. At inference the
-    layer is `keras.layers.Dense`, whose weights it has; before the activation its
+    layer is `keras.layers.Dense`, whose weights it has, and before the activation the
     outputs are the mean of those in training. (The paper samples a Gaussian of the same
-    mean and variance at inference instead.)
+    mean and variance instead.)
 
-    Masks are never stored, but drawn again for each gradient, each time at a cost of
-    `batch * inputs * units` random words. All positions of an example, as in inputs
-    `(batch, time, features)`, share its mask.
+    Masks are drawn again for each gradient, each time at a cost of
+    `batch * inputs * units` random words. All positions of an example share its mask.
 
     Args:
         units: Size of the outputs' last dimension.
@@ -104,6 +102,7 @@ class DropConnectDense(keras.layers.Dense, Connections):
     """
 
     place = "dense layer"
+    product = staticmethod(ops.matmul)
     call = Drop.call
     quantize = quantized_build = refuse_quantization
 
@@ -114,25 +113,15 @@ class DropConnectDense(keras.layers.Dense, Connections):
     def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
 
-    def product(self):
-        return ops.matmul
-
-    def connect(self, inputs, kernel, draw, rows):
-        if len(inputs.shape) > 2:
-            return super().connect(inputs, kernel, draw, rows)
-        return connections.connect(inputs, kernel, draw, rows)
-
 
 @keras.saving.register_keras_serializable("kdrop")
 class DropConnectConv2D(keras.layers.Conv2D, Connections):
     """A convolution that drops single weights of its filters; see `DropConnectDense`.
 
-    All positions of an example share its mask. At inference the layer is
-    `keras.layers.Conv2D`, whose weights it has. With a mask for each example, examples
-    are convolved one after the other, and masked again for the gradient.
-
-    Arguments, shapes and errors: those of `keras.layers.Conv2D` with `rate` after
-    `kernel_size`, and those of `DropConnectDense`.
+    At inference the layer is `keras.layers.Conv2D`, whose weights it has. With a mask
+    for each example, examples are convolved one after the other. Arguments, shapes and
+    errors as in `keras.layers.Conv2D`, with `rate` after `kernel_size`, and
+    `DropConnectDense`.
 
     >>> layer = kdrop.DropConnectConv2D(8, 3, 0.5, activation="relu")
     >>> print(layer(keras.ops.ones((2, 28, 28, 1)), training=True).shape)
@@ -157,7 +146,7 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
     def infer(self, inputs):
         return super().call(dense_unless_matrix(inputs))
 
+    @property
     def product(self):
-        return _Convolution(
-            self.strides, self.padding, self.dilation_rate, self.data_format
-        )
+        settings = self.strides, self.padding, self.data_format, self.dilation_rate
+        return _Convolution(*settings)

@@ -1,11 +1,8 @@
 """Random words from a counter: a pure function of (key, row, position).
 
-A layer's seed, the hash of its name, its occurrence and the number of the draw make a
-key of two 32-bit words. Each row of a batch turns that key into two words for the row.
-The word of an element is a hash of its position under those two.
-
-All of it is 32-bit arithmetic in `keras.ops`, so eager mode, graphs, XLA and both
-backends compute the same bits.
+`fold` makes a key of two 32-bit words, each row of a batch turns it into two words for
+the row, and an element's word is a hash of its position under those two. All of it is
+32-bit arithmetic, so eager mode, graphs, XLA and both backends compute the same bits.
 """
 
 import numpy as np

@@ -16,23 +16,17 @@ from kdrop.masks import bits, kernels, run
 _UNROLLED = 4
 
 
-def connect(inputs, weights, draw, rows):
-    """`inputs @ weights / (1 - rate)`, where each example drops different weights.
+def connect(product, inputs, weights, draw, rows):
+    """`product(inputs, weights) / (1 - rate)`: each example drops different weights.
 
-    The inputs `(batch, size)` and the weights `(size, units)` have one dtype. The
-    position of a weight in each row is its index in the flattened tensor. The words are
-    drawn while the product is summed.
+    The product is a hashable bilinear function of a batch and of weights of one dtype.
+    The position of a weight is its index in the flattened tensor. A product of matrices
+    draws its words while it is summed; others run for one example after the other.
     """
-    return _bilinear(_summed, "bo", {"bi": inputs, "io": weights}, draw, rows)
-
-
-def each(product, inputs, weights, draw, rows):
-    """`connect` for any product, which runs for one example after the other.
-
-    `product` is a hashable bilinear function `(inputs, weights) -> outputs` of a batch.
-    """
-    evaluate = functools.partial(_one_by_one, product)
     factors = {"bi": inputs, "io": weights}
+    if product is ops.matmul and len(inputs.shape) == 2:
+        return _bilinear(_summed, "bo", factors, draw, rows)
+    evaluate = functools.partial(_one_by_one, product)
     return _bilinear(evaluate, "bo", factors, draw, rows, inputs, weights)
 
 
@@ -138,12 +132,12 @@ def _loop(product, result, names, first, second, draw, rows, inputs, weights):
             value if value is None else ops.expand_dims(value[k], 0) for value in values
         )
         if result == "io":
-            of_weights = _gradients(product, (example, weights), upstream)[1]
+            _, of_weights = backend.gradients(product, (example, weights), upstream)
             return thin(of_weights, draw, row)
         point = example, thin(factors["io"], draw, row)
         if result == "bo":
             return product(*point)
-        return _gradients(product, point, upstream)[0]
+        return backend.gradients(product, point, upstream)[0]
 
     if result == "io":
         zeros = ops.zeros_like(weights)
@@ -163,16 +157,3 @@ def _unrecorded(result):
     JAX stores it only for a second derivative, which it takes through the loop.
     """
     return ops.stop_gradient(result) if backend.name() == "tensorflow" else result
-
-
-def _gradients(function, args, upstream):
-    if backend.name() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(args)
-            outputs = function(*args)
-        return tape.gradient(outputs, args, upstream)
-    import jax
-
-    return jax.vjp(function, *args)[1](upstream)

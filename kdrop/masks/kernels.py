@@ -1,8 +1,4 @@
-"""What each kind of noise is, as pure functions.
-
-A kernel turns random words into noise, and noise and inputs into outputs. `run`
-compiles and differentiates it. The package's docstring explains `draw`.
-"""
+"""What each kind of noise is, as pure functions; the package explains `draw`."""
 
 import functools
 import math
@@ -33,8 +29,7 @@ def threshold(rate):
 def block_threshold(rate, cells):
     """The threshold of seeds whose blocks of `cells` units drop a fraction `rate`.
 
-    Any of `cells` seeds drops a unit. The fraction dropped is within `cells * 2^-33` of
-    the rate, or 2^-32 at the upper end.
+    The fraction is within `cells * 2^-33` of it, or 2^-32 at the upper end.
     """
     return threshold(-math.expm1(math.log1p(-rate) / cells))
 
@@ -90,8 +85,8 @@ def normal(words):
 
     The inverse of the distribution function, as `x N(w) / D(w)` with x uniform in
     (-1, 1) and w = -log(1 - x^2). (Giles, 2010, "Approximating the erfinv function",
-    has two polynomials in place of this quotient.) The relative error is below 1e-6 in
-    exact arithmetic, out to the 6.3 deviations that a word can represent.
+    has two polynomials in place of this quotient.) The relative error is below 1e-6,
+    out to the 6.3 deviations that a word can represent.
     """
     signed = ops.cast(words, "int32")
     sign = ops.right_shift(signed, 31)  # 0 or -1
@@ -185,8 +180,7 @@ NORMAL_NOISE = _noise_alone(normal)
 def blocks(block):
     """The kernel of DropBlock: each seed drops the block of units that starts at it.
 
-    `block` holds the block's sizes in the dimensions after the batch. The draw's
-    threshold is that of a seed, as `block_threshold` computes it.
+    The draw's threshold is that of a seed: see `block_threshold`.
     """
     cells = math.prod(block)
 

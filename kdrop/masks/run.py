@@ -1,13 +1,15 @@
 """Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
 
-No mask is stored: the gradient draws it again. For each shape, XLA compiles one fused
-pass that draws, compares and scales. The package's docstring explains `draw`, `rows`.
+For each shape, XLA compiles one fused pass that draws, compares and scales. No mask is
+stored: the gradient draws it again. The package explains `draw` and `rows`.
 """
 
 import contextvars
 import functools
 import math
 
+import keras
+import numpy as np
 from keras import ops
 
 from kdrop import backend
@@ -36,50 +38,41 @@ def check_broadcast(noise_shape, shape):
 def apply(kernel, inputs, draw, rows, noise_shape=None):
     """Run a kernel. Its gradient runs the kernel's linear part on the same noise.
 
-    `noise_shape` broadcasts to the inputs' shape, with `None` for the inputs' size. Its
-    first entry is ignored: `rows` says whether the batch shares a mask.
+    The first entry of a full `noise_shape` is ignored: `rows` says whether the batch
+    shares a mask.
     """
-    if backend.name() == "tensorflow":
-        import tensorflow as tf
-
-        if inputs.shape.rank is None:
-            flat = tf.reshape(inputs, (tf.shape(inputs)[0], -1))
-            return tf.reshape(apply(kernel, flat, draw, rows), tf.shape(inputs))
-        if noise_shape is not None:
-            inputs = _check_at_run_time(inputs, noise_shape)
-        if tf.executing_eagerly():
-            # Each form of rows has a function, so that retracing relaxes only the
-            # number of rows.
-            signature = inputs.dtype, inputs.shape.rank, tuple(rows.shape[1:])
-            call = compiled(_differentiable, signature, kernel, noise_shape, xla=False)
-            return call(inputs, draw, rows)
-    return _differentiable(kernel, noise_shape, inputs, draw, rows)
+    if backend.name() == "jax":
+        # JAX differentiates the kernel itself, forward mode included. `remat` keeps it
+        # from storing the mask.
+        run = functools.partial(_run, kernel, noise_shape)
+        return keras.remat(run)(inputs, draw, rows)
+    if inputs.shape.rank is None:
+        return backend.on_matrix(lambda flat: apply(kernel, flat, draw, rows), inputs)
+    if noise_shape is not None and None in inputs.shape:
+        inputs = _check_at_run_time(inputs, noise_shape)
+    if backend.is_traced():
+        return _differentiable(kernel, noise_shape, inputs, draw, rows)
+    # Each form of rows has a function, so that retracing relaxes only their number.
+    signature = inputs.dtype, inputs.shape.rank, tuple(rows.shape[1:])
+    call = compiled(_differentiable, signature, kernel, noise_shape, xla=False)
+    return call(inputs, draw, rows)
 
 
 def _check_at_run_time(inputs, noise_shape):
     """`check_broadcast` for the sizes that were unknown when it ran."""
-    import tensorflow as tf
-
-    message = f"`noise_shape` {noise_shape} must broadcast to the inputs' shape"
-    checks = [
-        tf.debugging.assert_equal(tf.shape(inputs)[-place], size, message)
-        for place, size in enumerate(reversed(noise_shape), start=1)
-        if size not in (None, 1) and inputs.shape[-place] is None
+    sizes = ops.shape(inputs)[-len(noise_shape) :]
+    fits = [
+        actual == size
+        for size, actual in zip(noise_shape, sizes, strict=True)
+        if size not in (None, 1) and not isinstance(actual, int)
     ]
-    with tf.control_dependencies(checks):
-        return tf.identity(inputs) if checks else inputs
+    message = f"`noise_shape` {noise_shape} must broadcast to the inputs' shape"
+    return backend.checked(inputs, fits, message)
 
 
 def _differentiable(kernel, noise_shape, inputs, draw, rows):
     if exporting.get():  # without a gradient
         return _fused(kernel, noise_shape, inputs, draw, rows)
-    if backend.name() == "jax":
-        import jax
-
-        # JAX differentiates the kernel itself, forward mode included. The checkpoint
-        # keeps it from storing the mask.
-        run = functools.partial(_run, kernel, noise_shape)
-        return jax.checkpoint(run)(inputs, draw, rows)
 
     @ops.custom_gradient
     def call(inputs, draw, rows):
@@ -108,20 +101,8 @@ def _run(kernel, noise_shape, inputs, draw, rows):
 
 @functools.cache
 def compiled(function, signature, *static, xla=True):
-    """Compile a function, once for each hashable signature.
-
-    `static` are its first arguments, which are not tensors. Without XLA, TensorFlow
-    traces it once, and retraces it with unknown sizes if shapes vary.
-    """
-    function = functools.partial(function, *static)
-    if backend.name() == "tensorflow":
-        import tensorflow as tf
-
-        options = {"jit_compile": True} if xla else {"reduce_retracing": True}
-        return tf.function(function, autograph=False, **options)
-    import jax
-
-    return jax.jit(function)
+    """The function after `static`, compiled once for each hashable signature."""
+    return backend.compiled(functools.partial(function, *static), xla)
 
 
 def broadcast_sizes(noise_shape, shape):
@@ -173,19 +154,14 @@ def _noise_like(kernel, draw, ids, like):
 
 def _padded_noise(kernel, draw, ids, size):
     """Noise that is compiled for sizes that are powers of four."""
-    import tensorflow as tf
-
-    padding = tf.zeros([_next_power_of_four(size)], "bool")
+    padding = ops.zeros((_next_power_of_four(size),), "bool")
     return compiled(_noise_like, None, kernel)(draw, ids, padding)[:, :size]
 
 
 def _next_power_of_four(size):
     """The next power of four, or the size itself if that would overflow an int32."""
-    import tensorflow as tf
-
-    exponent = tf.math.log(tf.cast(tf.maximum(size, 1), "float64")) / math.log(4)
-    exponent = tf.cast(tf.math.ceil(exponent), "int32")
-    return tf.where(exponent < 16, 4 ** tf.minimum(exponent, 15), size)
+    powers = 4 ** np.arange(16, dtype="int32")
+    return ops.maximum(size, ops.max(ops.where(powers // 4 < size, powers, 1)))
 
 
 def _fused(kernel, noise_shape, inputs, draw, rows, make_noise=_noise):
@@ -227,8 +203,8 @@ def _cover(seeds, axis, size, draw):
 def _materialise(function, draw, shape):
     """Forces XLA to materialise the boolean tensor that a function returns.
 
-    Fused, it would be recomputed for each consumer. XLA does not fuse across the
-    branches of a conditional; the condition here is that anything is dropped at all.
+    Fused, it would be recomputed for each consumer; XLA does not fuse across the
+    branches of a conditional.
     """
     drops = ops.cast(draw[3], "uint32") != 0
     return ops.cond(drops, function, lambda: ops.zeros(shape, "bool"))

@@ -68,6 +68,19 @@ class More(Incomplete):
         self.more = drop() if more else None
 
 
+class Casting(Incomplete):
+    """A layer whose config holds its argument as a float."""
+
+    def get_config(self):
+        return {**super().get_config(), "factor": float(self.factor)}
+
+
+def test_a_copy_may_cast_a_setting():
+    assert kdrop.replace(chain(Casting(2), drop())).layers[1].factor == 2.0
+    with pytest.raises(ValueError, match="other settings of layer"):
+        kdrop.replace(chain(Incomplete(2), drop()))
+
+
 @pytest.mark.parametrize(
     "build, reason",
     [
