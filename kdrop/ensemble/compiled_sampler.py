@@ -1,7 +1,6 @@
 """Compute Monte Carlo samples: the prefix once, the suffix for many samples at once."""
 
 import math
-import types
 import warnings
 
 import keras
@@ -129,10 +128,12 @@ def build(model, batch):
 
 
 def check_drop_layers(model):
-    if not drop_layers(model):
-        message = f"Model {model.name!r} has no drop layer of kdrop to sample."
-        hint = " `kdrop.replace(model)` replaces those of Keras."
-        raise ValueError(message + hint * bool(remaining(model)))
+    if drop_layers(model):
+        return
+    message = f"Model {model.name!r} has no drop layer of kdrop to sample."
+    if remaining(model):
+        message += " `kdrop.replace(model)` replaces those of Keras."
+    raise ValueError(message)
 
 
 def check_rates(model):
@@ -172,7 +173,7 @@ def fingerprint(model):
             attributes = keras_internals.attributes(layer)
         # Keras writes some attributes late, as `None`.
         values = {k: _snapshot(v) for k, v in attributes.items() if v is not None}
-        parts.append((_identity(layer), values))
+        parts.append((_Identity(layer), values))
     return parts
 
 
@@ -180,7 +181,7 @@ def _snapshot(value):
     """Plain values by their text, since lists change in place; others by identity."""
     if isinstance(value, np.ndarray) and value.size < 10_000:
         return value.shape, value.dtype.str, value.tobytes()
-    return repr(value) if _is_plain(value) else _identity(value)
+    return repr(value) if _is_plain(value) else _Identity(value)
 
 
 def _is_plain(value):
@@ -191,9 +192,14 @@ def _is_plain(value):
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _identity(value):
-    """Equal for one object only, which it keeps alive, as all bound methods do."""
-    return types.MethodType(id, value)
+class _Identity:
+    """Equal to another one only if both hold the same object."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return isinstance(other, _Identity) and self.value is other.value
 
 
 # Compiled functions
