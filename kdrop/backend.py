@@ -69,11 +69,12 @@ def in_saved_model() -> bool:
 
 
 class TraceKey:
-    """A part of the cache key of `tf.function`, in place of the options of a save.
+    """Keeps the traces of `tf.function` apart that are made under different keys.
 
-    A trace is reused for equal arguments and options. A `TraceKey` equals only itself,
-    and, to distributed variables, `EXPAND_DISTRIBUTED_VARIABLES`, under which they
-    behave as outside a save.
+    TensorFlow reuses a trace for equal arguments and equal options of the running save.
+    A key stands in the place of those options and equals only itself. Distributed
+    variables compare the options with `EXPAND_DISTRIBUTED_VARIABLES`, under which they
+    behave as outside a save: a key claims to be equal to it.
     """
 
     def __init__(self):

@@ -58,7 +58,10 @@ def pack_outputs(graph, outputs):
 
 
 def standardise_inputs(model, inputs, **settings):
-    """The list of input tensors of a model's graph, from a structure of inputs."""
+    """The list of input tensors of a model's graph, from a structure of inputs.
+
+    `settings` are the other arguments of the call, which have no effect on them.
+    """
     if model._convert_input_args:
         policy = model.dtype_policy
         inputs = tree.map_structure(

@@ -84,7 +84,8 @@ def subnetworks(model, inputs):
     arithmetic, logarithm = np.zeros_like(scaled), np.zeros_like(two_columns(scaled))
     count, size = 2 ** len(rates), max(1, 2**16 // max(1, examples))
     for numbers in np.array_split(np.arange(count), -(-count // size)):
-        dropped = numbers[:, None] >> np.arange(len(rates)) & 1 == 1
+        # Bit i of a sub-network's number is its decision i.
+        dropped = (numbers[:, None] >> np.arange(len(rates))) & 1 == 1
         weights = np.where(dropped, rates, 1 - rates).prod(axis=1)
         rows = rows_of(prefix_outputs, np.tile(np.arange(examples), len(numbers)))
         masks = np.repeat(dropped, examples, axis=0)

@@ -12,11 +12,15 @@ from kdrop.layers.sampling_context import PrefixContext, Sampling
 
 
 class _Step(NamedTuple):
-    """A call in the graph. Values have numbers: a nested model may be called twice."""
+    """A call of an operation in the graph.
+
+    Tensors have numbers: a nested model that is called twice has the same symbolic
+    tensors with different values.
+    """
 
     operation: Any
     arguments: Any  # Keras's symbolic arguments of the call
-    inputs: dict[int, int]  # from the `id` of each symbolic tensor to its value
+    inputs: dict[int, int]  # from the `id` of each symbolic tensor to its number
     outputs: list[int]
     in_suffix: bool  # whether the values differ between sub-networks
 

@@ -20,7 +20,7 @@ class Classification(NamedTuple):
     entropy: np.ndarray  # (examples,): of the mean prediction; total uncertainty
     expected_entropy: np.ndarray  # (examples,): mean over samples; aleatoric part
     mutual_information: np.ndarray  # (examples,): the difference; epistemic part
-    variation_ratio: np.ndarray  # (examples,): samples that disagree with the mode
+    variation_ratio: np.ndarray  # (examples,): fraction outside the most frequent class
 
 
 class Regression(NamedTuple):
@@ -131,7 +131,10 @@ def are_probabilities(values: np.ndarray) -> bool:
 
 
 def distributions(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities in float64, in two columns at least; raises if they are none."""
+    """Probabilities in float64, the single column of a sigmoid completed to two.
+
+    It raises `ValueError` if the values are not probabilities.
+    """
     values = np.asarray(probabilities, "float64")
     if not values.ndim or not are_probabilities(values):
         raise ValueError(

@@ -199,7 +199,7 @@ def drop_layers(model):
 
 
 def active_drop_layers(operation):
-    """The drop layers of a graph's operation, except those with rate 0."""
+    """The drop layers with a rate above 0 in a layer, a model or another operation."""
     layers = drop_layers(operation) if isinstance(operation, keras.Layer) else []
     return [layer for layer in layers if layer.drops]
 

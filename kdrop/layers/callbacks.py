@@ -64,7 +64,8 @@ class StepClock(keras.callbacks.Callback):
         without_clock = self._without_clock
 
         def execute_once(iterator):
-            # Restored first, so that an interrupted `fit` leaves the model unchanged.
+            # The ordinary function is put back before it runs: an interrupted `fit`
+            # leaves the model unchanged. The next batch installs this one again.
             model.train_function = without_clock
             if model.history is not self._history:  # another `fit`
                 return without_clock(iterator)

@@ -145,7 +145,7 @@ def _lowest(words, count):
     *_, guess, missing = ops.while_loop(
         lambda *state: ops.any(ops.abs(state[-1]) > 1),
         narrow,
-        (*bracket, interpolate(*bracket), zero + 2),
+        (*bracket, interpolate(*bracket), zero + 2),  # 2 missing: not yet narrowed
     )
     # One word is missing or too many: move the guess to the next word above or, with
     # all bits flipped, below.

@@ -215,7 +215,7 @@ def _is_plain(value):
 
 
 def _limitations(model):
-    """Sentences about layers for which kdrop does not keep all its promises."""
+    """The warning of `replace`: layers that are not sampled or repeat their masks."""
     if names := remaining(model):
         yield (
             "These layers drop without a layer of kdrop, which kdrop does not sample: "

@@ -44,6 +44,8 @@ class StandoutDropout(Noise):
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
+        if not rate:
+            raise ValueError("StandoutDropout starts at a rate above 0. Received: 0.")
         # While W is small, the keep probability is near sigmoid(beta) = 1 - rate.
         return cls(beta=math.log((1 - rate) / rate), **arguments)
 

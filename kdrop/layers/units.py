@@ -133,7 +133,7 @@ class GaussianDropout(UnitNoise):
 class UniformDropout(UnitNoise):
     """Multiply units by `1 + u`, with u uniform in (-rate, rate).
 
-    "Uout": its variance, `rate^2 / 3`, barely changes the statistics of a following
+    The paper calls it Uout. Its variance, `rate^2 / 3`, barely changes the statistics of a following
     batch normalisation. No unit is dropped. Inference changes nothing. Arguments,
     shapes and errors as in `InvertedDropout`.
 

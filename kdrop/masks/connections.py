@@ -65,6 +65,10 @@ def _summed(result, names, first, second, draw, rows):
 
 
 def _sum(result, names, first, second, draw, rows):
+    """A product of matrices in which each term of a sum draws its words.
+
+    Outputs "bo" sum over i, the inputs' gradient "bi" over o, the weights' "io" over b.
+    """
     (summed,) = set("bio") - set(result)
     dtype = kernels.wide(first.dtype)
 

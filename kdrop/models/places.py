@@ -123,7 +123,10 @@ class Network:
         return self._weighted("convolution", layer, axis, number, arguments)
 
     def _weighted(self, kind, layer, axis, number, arguments):
-        """A layer of Keras, or the one of kdrop that takes the place of its kind."""
+        """A layer of Keras or, if it replaces layers of this kind, the drop layer.
+
+        A layer whose `number` is `None` is no place for dropout.
+        """
         constraint = keras.constraints.MaxNorm(self.max_norm, axis)
         arguments |= {
             "kernel_initializer": "he_normal",

@@ -33,9 +33,10 @@ def curves(path: Path, histories: Mapping[str, History]) -> None:
     for number, history in enumerate(histories.values()):
         epochs = history["epoch"]
         gap = max(1, len(epochs) // 6)
-        marks = number * gap // 5 % gap, gap  # those of two runs do not coincide
-        shown = [*columns, _rates(history)][: len(panels)]
-        for panel, names in zip(panels, shown, strict=True):
+        first = (number * gap // 5) % gap  # marks of two runs do not coincide
+        marks = first, gap
+        plotted = [*columns, _rates(history)][: len(panels)]
+        for panel, names in zip(panels, plotted, strict=True):
             for name in names:
                 if name in history:
                     style = look(number, dashed=name in ("data_loss", "accuracy"))

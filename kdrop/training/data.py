@@ -163,7 +163,7 @@ def _download(builder, home):
             "TFDS_DATA_DIR or `folder` name a folder that has it, or use the spiral, "
             "which needs no download."
         )
-    # Google's bucket of prepared sets would be retried for minutes.
+    # Off: without access to Google's bucket of prepared sets it retries for minutes.
     config = download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)

@@ -219,13 +219,14 @@ def _plane(points: Array, margin: float, pixels: int) -> tuple[Array, dict, floa
 
     The map reaches beyond the points on each side by `margin` times their width.
     """
-    width = np.ptp(points, axis=0)
-    low, high = points.min(axis=0) - margin * width, points.max(axis=0) + margin * width
+    border = margin * np.ptp(points, axis=0)
+    low, high = points.min(axis=0) - border, points.max(axis=0) + border
     steps = (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
     grid = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
     extent = low[0], high[0], low[1], high[1]
     place = {"extent": extent, "origin": "lower", "aspect": "auto"}
-    return low + grid * (high - low), place, np.divide(*(high - low)[::-1])
+    width, height = high - low
+    return low + grid * (high - low), place, height / width
 
 
 def _point(label: int, correct: bool = True) -> dict:
