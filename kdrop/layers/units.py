@@ -133,9 +133,9 @@ class GaussianDropout(UnitNoise):
 class UniformDropout(UnitNoise):
     """Multiply units by `1 + u`, with u uniform in (-rate, rate).
 
-    The paper calls it Uout. Its variance, `rate^2 / 3`, barely changes the statistics of a following
-    batch normalisation. No unit is dropped. Inference changes nothing. Arguments,
-    shapes and errors as in `InvertedDropout`.
+    The paper calls it Uout. Its variance, `rate^2 / 3`, barely changes the statistics
+    of a following batch normalisation. No unit is dropped. Inference changes nothing.
+    Arguments, shapes and errors as in `InvertedDropout`.
 
     >>> layer = kdrop.UniformDropout(0.1, seed=1, name="drop")
     >>> noise = layer(keras.ops.ones((100, 100)), training=True)
