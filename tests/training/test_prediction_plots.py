@@ -7,12 +7,12 @@ from pictures import (
     ARMS,
     CIFAR,
     TITLE,
-    forecast,
+    disc,
     images,
+    sectors,
 )
 
-from kdrop.training import plot_style
-from kdrop.training.curve_plots import calibration, sample_counts
+from kdrop.training import plot_style, prediction_plots
 from kdrop.training.prediction_plots import (
     FAR_PIXELS,
     certainty,
@@ -20,6 +20,70 @@ from kdrop.training.prediction_plots import (
     predictions,
     uncertainty_maps,
 )
+
+
+def test_regions_draw_some_points_and_count_all(drawn):
+    points = disc(3000) * np.float32([2, 1]) + np.float32([5, 0])
+    targets = (points[:, 0] > 5).astype(int)
+    flipped = np.random.default_rng(4).permutation(3000)[:300]
+    targets[flipped] = 1 - targets[flipped]
+
+    def right_half(x):
+        return np.eye(2)[(x[:, 0] > 5).astype(int)]
+
+    prediction_plots.regions(
+        drawn.path, {"a": right_half, "b": sectors(2)}, points, targets, "LR"
+    )
+    assert "a\naccuracy 90.0%" in drawn.texts
+    assert any("1,000 of 3,000 shown" in text for text in drawn.texts)
+    assert drawn.texts.count("predicted wrong") == 1
+    first, second = drawn.figure.axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_ylim() == second.get_ylim()
+    for limits, coordinates in zip(
+        (first.get_xlim(), first.get_ylim()), points.T, strict=True
+    ):
+        assert limits[0] < coordinates.min() and coordinates.max() < limits[1]
+    target_of = {
+        tuple(point): target for point, target in zip(points, targets, strict=True)
+    }
+    drawn_points = 0
+    for line in first.lines:
+        black = line.get_markeredgecolor() == "black"
+        for point in line.get_xydata().astype(np.float32):
+            target = target_of[tuple(point)]
+            assert line.get_color() == plot_style.COLOURS[target]
+            assert line.get_marker() == plot_style.MARKERS[target]
+            assert black == (target != (point[0] > 5))
+            drawn_points += 1
+    assert drawn_points == 1000
+
+
+def test_regions_have_the_colour_of_the_prediction(drawn):
+    def predict(points):  # certain of 2 above y = 3, at chance below, of 1 at the right
+        probabilities = np.full((len(points), 3), 1 / 3)
+        probabilities[points[:, 1] > 3] = [0, 0, 1]
+        probabilities[points[:, 0] > 7] = [0.1, 0.8, 0.1]
+        return probabilities
+
+    corners = np.array([[0, 0], [8, 0], [0, 4], [8, 4]], np.float32)
+    prediction_plots.regions(drawn.path, {"a": predict}, corners, [0, 1, 2, 1], ARMS)
+    panel = drawn.figure.axes[0]
+    unit = panel.transData.transform([[0, 0], [1, 1]])
+    assert np.ptp(unit[:, 0]) == pytest.approx(np.ptp(unit[:, 1]), rel=0.01)
+    np.testing.assert_allclose(drawn.pixel(panel, 2, 1), 1, atol=0.01)
+    for place, strength, label in ((3, 3.5), 1, 2), ((7.6, 1), 0.7, 1):
+        colour = 1 - 0.45 * strength * (1 - np.array(to_rgb(plot_style.COLOURS[label])))
+        np.testing.assert_allclose(drawn.pixel(panel, *place), colour, atol=0.01)
+
+
+def test_regions_of_a_diverged_run_are_white(drawn):
+    def diverged(points):
+        return np.full((len(points), 3), np.nan)
+
+    prediction_plots.regions(drawn.path, {"a": diverged}, disc(4), [0, 0, 0, 1], ARMS)
+    assert "a\naccuracy 75.0%" in drawn.texts  # argmax takes class 0, as Keras does
+    assert np.all(drawn.figure.axes[0].images[0].get_array() == 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -78,40 +142,6 @@ def test_confusion_cells_contrast_with_their_numbers(drawn):
         behind = luminance(drawn.pixel(panel, x - 0.42, y - 0.42))
         bright, dark = sorted([luminance(to_rgb(text.get_color())), behind])[::-1]
         assert (bright + 0.05) / (dark + 0.05) >= 4.5
-
-
-def test_sample_counts_draw_the_vote_of_the_first_samples(drawn):
-    scaled, samples, targets = forecast(200, 6)
-    sample_counts(drawn.path, {"none": None, "a": (scaled, samples)}, targets)
-    error, loss = drawn.figure.axes
-    expected = [
-        (scores, -np.log(scores[range(200), targets]).mean())
-        for scores in [*(samples[:k].mean(axis=0) for k in range(1, 7)), scaled]
-    ]
-    wrong = [np.mean(scores.argmax(axis=1) != targets) for scores, _ in expected]
-    lost = [each for _, each in expected]
-    for panel, values in (error, wrong), (loss, lost):
-        vote, level = panel.lines
-        np.testing.assert_array_equal(vote.get_xdata(), range(1, 7))
-        np.testing.assert_allclose(vote.get_ydata(), values[:-1])
-        np.testing.assert_allclose(level.get_ydata(), values[-1])
-        assert level.is_dashed() and not vote.is_dashed()
-        assert level.get_color() == vote.get_color() == plot_style.COLOURS[1]
-
-
-def test_calibration_draws_bins_of_confidence(drawn):
-    sure = np.array([[0.8, 0.2]] * 10 + [[0.05, 0.95]] * 5)
-    targets = np.array([0] * 6 + [1] * 4 + [1] * 4 + [0])
-    calibration(drawn.path, TITLE, {"a": sure, "b": sure[:, ::-1]}, targets)
-    above, below = drawn.figure.axes
-    diagonal, a, b = above.lines
-    np.testing.assert_array_equal(*diagonal.get_xydata().T)
-    np.testing.assert_allclose(a.get_xydata(), [[0.8, 0.6], [0.95, 0.8]])
-    np.testing.assert_allclose(b.get_xydata(), [[0.8, 0.4], [0.95, 0.2]])
-    for line in below.lines:
-        np.testing.assert_allclose(line.get_xydata(), [[0.8, 10], [0.95, 5]])
-    error = (10 * 0.2 + 5 * 0.15) / 15
-    assert f"a: calibration error {error:.3f}" in drawn.texts
 
 
 def test_uncertainty_is_high_where_the_samples_differ(drawn):
