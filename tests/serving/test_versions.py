@@ -89,16 +89,6 @@ def test_the_next_export_deletes_what_a_killed_one_left(tmp_path):
 
 
 REFUSED = ["a:predict", "123", "\u0661\u0662", "modèle", "a b", "-a", ".a", "a\n"]
-    "a:predict",
-    "123",
-    "\u0661\u0662",
-    "modèle",
-    "a b",
-    "-a",
-    ".a",
-    "a\n",
-    "a" * 101,
-]
 
 
 @pytest.mark.parametrize("name", [*REFUSED, ".", "..", "", 101 * "a"])
@@ -114,9 +104,7 @@ def test_a_name_that_no_server_could_address_is_refused(tmp_path, monkeypatch, n
 @pytest.mark.parametrize("passes", [0, -1, 2.5, True, "5", 10**9])
 def test_a_count_of_samples_that_no_server_could_compute_is_refused(tmp_path, passes):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    with pytest.raises(
-        ValueError, match="`passes` must be an integer from 1"
-    ):
+    with pytest.raises(ValueError, match="`passes` must be an integer from 1"):
         export(model, tmp_path / "model", passes=passes)
 
 
