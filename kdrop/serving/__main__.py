@@ -14,7 +14,15 @@ import sys
 from pathlib import Path
 
 from kdrop.errors import UserError, one_sentence
+from kdrop.serving.limits import MEANINGS, Limits
 from kdrop.serving.versions import model_folders
+
+
+def _positive(text: str) -> int:
+    """The type of an argument that is an integer from 1 to 2^31."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:11]) <= 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to 2^31")
+    return int(text)
 
 
 @one_sentence("kdrop.serving", "serve")
@@ -29,7 +37,17 @@ def main() -> None:
     parser.add_argument(
         "--port", type=int, default=8501, help="0: any free port (default: %(default)s)"
     )
-    folder, host, port = vars(parser.parse_args()).values()
+    for (name, default), meaning in zip(
+        Limits._field_defaults.items(), MEANINGS, strict=True
+    ):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_positive,
+            default=default,
+            help=f"limit of {meaning} (default: %(default)s)",
+        )
+    options = parser.parse_args()
+    folder, host, port = options.folder, options.host, options.port
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     if not model_folders(folder):
@@ -54,7 +72,8 @@ def main() -> None:
         models.refresh()
         if not models.models:
             raise UserError(f"no model in {folder} can be loaded")
-        server.run(models, listener)
+        limits = Limits(*(getattr(options, name) for name in Limits._fields))
+        server.run(models, listener, limits)
 
 
 if __name__ == "__main__":

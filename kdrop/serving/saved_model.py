@@ -19,10 +19,12 @@ import kdrop
 from kdrop import backend, keras_internals
 from kdrop.ensemble.compiled_sampler import check_model
 from kdrop.errors import UserError
+from kdrop.layers.checks import is_integer, refuse
 from kdrop.serving.signatures import write_saved_model
 from kdrop.serving.versions import add_version
 
 KERAS_FILE = "model.keras"
+MAX_PASSES = 1_000_000  # a server computes all samples of a row in one go
 
 
 def export(
@@ -47,12 +49,13 @@ def export(
             single input is named `inputs`, a single output `probabilities`. Several are
             named by their keys in a dictionary, by their layers in a list; nested keys
             are joined by `_`.
-        folder: The model's folder. The version is the next integer.
+        folder: The model's folder, whose name is that of the model: ASCII letters,
+            digits, `_`, `-` and `.`, not a number. The version is the next integer.
         labels: Class names in the order of the outputs, for `assets/labels.txt`.
         record: Settings and metrics for `experiment.json`.
         history: Columns of `history.csv`, one value for each epoch.
         draw: Adds pictures. Called with the version's temporary folder.
-        passes: Number of Monte Carlo samples for each row.
+        passes: Number of Monte Carlo samples for each row, at most a million.
         task: `"classification"` or `"regression"`, as in `kdrop.summarise`, or a
             mapping from the name of each output to its task. Outputs that are not
             numbers for each row are not sampled.
@@ -61,7 +64,8 @@ def export(
         The path of the new version.
 
     Raises:
-        UserError: If the folder cannot be written, or the model cannot be exported.
+        UserError: If the folder has another name or cannot be written, or the model
+            cannot be exported.
         ValueError: If `model` is not a `keras.Model`, or has not been built.
 
     >>> import tempfile
@@ -78,6 +82,8 @@ def export(
     ['entropy', 'mean', 'mutual_information', 'std']
     """
     check_model(model)
+    if not is_integer(passes) or not 1 <= passes <= MAX_PASSES:
+        refuse("passes", passes, f"an integer from 1 to {MAX_PASSES}")
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:

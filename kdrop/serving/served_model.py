@@ -5,18 +5,25 @@ Errors in a request are raised as KServe's `InvalidInput`, in one sentence.
 
 import json
 import math
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from reprlib import repr as shortened
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 from kserve.utils.numpy_codec import from_np_dtype
+from starlette.exceptions import HTTPException
 
 from kdrop.serving.signatures import read_requests
+
+# A long request is computed in parts of about this time, and other requests in between.
+PART_SECONDS = 0.03
+FIRST_PART = 32  # rows, until the time of a row is known
 
 Specs = Mapping[str, tf.TensorSpec]
 
@@ -26,10 +33,12 @@ class ServedModel(Model):
 
     def __init__(self, path: Path):
         super().__init__(path.parent.name)
-        self.version = path.name
+        self.version, self.path = str(int(path.name)), path
+        self.files: object = None  # from which it was loaded
         file = path / "assets" / "labels.txt"
         self.labels = file.read_text().splitlines() if file.exists() else []
         self._loaded = tf.saved_model.load(str(path))  # it owns the variables
+        self._part_rows: dict[str, int] = {}  # of each signature
         for signature, tensors in read_requests(path):
             self._loaded.signatures[signature](**tensors)
         self.ready = True
@@ -40,12 +49,15 @@ class ServedModel(Model):
     def get_output_types(self):
         return _describe(self._signature().structured_outputs)
 
-    def predict(self, payload, headers=None, response_headers=None):
-        """The answer in the protocol of the request."""
-        v2 = isinstance(payload, InferRequest)
-        return self._answer_v2(payload) if v2 else self._answer_v1(payload)
+    def answer(self, request, max_rows: int) -> Generator[None, None, Any]:
+        """Compute the answer in parts, and yield before each but the first.
 
-    def _answer_v1(self, request) -> dict[str, object]:
+        A request of more than `max_rows` rows raises an `HTTPException` of status 413.
+        """
+        v2 = isinstance(request, InferRequest)
+        return (self._answer_v2 if v2 else self._answer_v1)(request, max_rows)
+
+    def _answer_v1(self, request, max_rows):
         """Predict in TensorFlow Serving's row format: one row for each instance."""
         if not isinstance(request, dict):
             raise InvalidInput("the request must be an object with `instances`")
@@ -53,6 +65,7 @@ class ServedModel(Model):
         rows = request.get("instances")
         if not isinstance(rows, list) or not rows:
             raise InvalidInput("`instances` must be a list of at least one row")
+        _check_rows(len(rows), max_rows)
         specs = _inputs(signature)
         if len(specs) == 1 and not any(isinstance(row, dict) for row in rows):
             rows = [dict.fromkeys(specs, row) for row in rows]  # bare values
@@ -62,7 +75,7 @@ class ServedModel(Model):
                     f"row {number} must be an object with the fields {', '.join(specs)}"
                 )
         columns = {name: [row[name] for row in rows] for name in specs}
-        outputs = self._run(signature, columns)
+        outputs = yield from self._run(signature, columns)
         for name, output in outputs.items():
             if output.shape[:1] != (len(rows),):
                 raise InvalidInput(
@@ -76,7 +89,7 @@ class ServedModel(Model):
         labels = {"labels": self.labels} if self.labels else {}
         return {"predictions": predictions, **labels, "model_version": self.version}
 
-    def _answer_v2(self, request: InferRequest) -> InferResponse:
+    def _answer_v2(self, request: InferRequest, max_rows):
         """Predict in the open inference protocol: one tensor for each name."""
         parameters = request.parameters or {}
         signature = self._signature(parameters.get("signature_name", "serving_default"))
@@ -98,8 +111,9 @@ class ServedModel(Model):
                     f"{name} holds {values.size} values, which do not fill the shape "
                     f"{shortened(shape)}"
                 )
+            _check_rows(shape[0] if shape else 1, max_rows)
             arrays[name] = values.reshape(shape)
-        outputs = self._run(signature, arrays)
+        outputs = yield from self._run(signature, arrays)
         return InferResponse(
             response_id=request.id or str(uuid.uuid4()),
             model_name=request.model_name,
@@ -122,8 +136,7 @@ class ServedModel(Model):
             )
         return signatures[name]
 
-    @staticmethod
-    def _run(signature, inputs: Mapping[str, object]) -> dict[str, np.ndarray]:
+    def _run(self, signature, inputs: Mapping[str, object]):
         """The outputs by name, from arrays or JSON values by name."""
         arrays = {
             name: _to_array(name, spec, inputs[name])
@@ -132,14 +145,46 @@ class ServedModel(Model):
         if len({array.shape[:1] for array in arrays.values()}) > 1:
             rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
             raise InvalidInput(f"the inputs differ in their number of rows: {rows}")
-        try:
-            tensors = {name: tf.constant(array) for name, array in arrays.items()}
-            outputs = signature(**tensors)
-            return {name: _from_tensor(output) for name, output in outputs.items()}
-        except tf.errors.InvalidArgumentError as error:
-            raise InvalidInput(error.message.splitlines()[0]) from None
-        except UnicodeError:
-            raise InvalidInput("an input or output is not valid UTF-8") from None
+        if not _is_by_row(signature):
+            return _compute(signature, arrays)
+        rows, name = len(next(iter(arrays.values()))), signature.name
+        parts, start = [], 0
+        while start < rows:
+            size = self._part_rows.get(name, FIRST_PART)
+            if rows > size:
+                yield
+            began = time.perf_counter()
+            part = {key: x[start : start + size] for key, x in arrays.items()}
+            parts.append(_compute(signature, part))
+            expected = min(size, rows - start)
+            if any(len(output) != expected for output in parts[-1].values()):
+                return _compute(signature, arrays)  # not by row after all
+            if expected == size:
+                faster = PART_SECONDS / (time.perf_counter() - began)
+                self._part_rows[name] = max(1, int(size * min(2, faster)))
+            start += size
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+
+def _check_rows(rows: int, max_rows: int) -> None:
+    if rows > max_rows:
+        raise HTTPException(413, f"{rows} rows are too many: send up to {max_rows}")
+
+
+def _is_by_row(signature) -> bool:
+    """Whether rows of the outputs belong to rows of the inputs, by their shapes."""
+    specs = *_inputs(signature).values(), *signature.structured_outputs.values()
+    return all(spec.shape.rank and spec.shape[0] is None for spec in specs)
+
+
+def _compute(signature, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    try:
+        outputs = signature(**{name: tf.constant(x) for name, x in arrays.items()})
+        return {name: _from_tensor(output) for name, output in outputs.items()}
+    except tf.errors.InvalidArgumentError as error:
+        raise InvalidInput(error.message.splitlines()[0]) from None
+    except UnicodeError:
+        raise InvalidInput("an input or output is not valid UTF-8") from None
 
 
 def _inputs(signature) -> Specs:

@@ -1,19 +1,22 @@
 """KServe's REST server of the models in a folder."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import textwrap
 import threading
 import warnings
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import orjson
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.exceptions import FastAPIDeprecationWarning
-from kserve import ModelRepository
+from fastapi.responses import JSONResponse
 from kserve.constants.constants import INFERENCE_CONTENT_LENGTH_HEADER
 from kserve.errors import InvalidInput, ModelNotFound
 from kserve.metrics import PREDICT_HIST_TIME, get_labels
@@ -22,67 +25,20 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 from kserve.protocol.rest.v2_datamodels import InferenceRequest
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from kdrop.serving.served_model import ServedModel
-from kdrop.serving.versions import model_folders, versions
+from kdrop.serving.limits import Limits
+from kdrop.serving.served_folder import ServedFolder
 
-POLL_INTERVAL = 1.0  # seconds between scans of the folder, as in TensorFlow Serving
 GRACE_PERIOD = 30  # seconds for running requests to finish after SIGTERM
-
+BODY_SECONDS = 60  # for a body to arrive
+SHORT = 2**16  # bytes of a body that is read at once
+LARGE_BODIES = 8  # times the largest body is in memory at most, for all requests
 JSON = {"content-type": "application/json"}
 
 log = logging.getLogger("kdrop.serving")
-
-
-class ServedFolder(ModelRepository):
-    """The model in a folder, or the models in the folders below it.
-
-    Of each model, the newest version that can be loaded is served. A request finishes
-    on the version that it began with.
-    """
-
-    def __init__(self, folder: Path):
-        super().__init__(str(folder))
-        self.folder = folder.resolve()
-        self._files_of_broken: dict[Path, object] = {}  # by version folder
-
-    def refresh(self) -> None:
-        """Load new models and new versions."""
-        for folder in model_folders(self.folder):
-            for version in reversed(versions(folder)):
-                path = folder / str(version)
-                loaded = getattr(self.models.get(folder.name), "version", None)
-                if loaded == path.name or self._load(path):
-                    break
-
-    def _load(self, path: Path) -> bool:
-        """Load a version, unless it is broken."""
-        files = sorted((str(p), p.stat().st_mtime_ns) for p in path.rglob("*"))
-        if self._files_of_broken.get(path) == files:
-            return False
-        try:
-            self.update(ServedModel(path))
-        except Exception as error:  # TensorFlow may raise any for a broken file
-            self._files_of_broken[path] = files
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.error("skipped %s, which cannot be loaded: %s", path, reason)
-            return False
-        log.info("serving %s", path)
-        return True
-
-    def watch(self, stop: threading.Event) -> None:
-        """Refresh once every `POLL_INTERVAL` until `stop` is set."""
-        while not stop.wait(POLL_INTERVAL):
-            try:
-                self.refresh()
-            except OSError as error:  # a folder may vanish during the scan
-                log.error("%s cannot be read: %s", self.folder, error)
-
-    def unload(self, name: str) -> None:
-        raise InvalidInput(
-            f"{name} cannot be unloaded: all models in the served folder are loaded"
-        )
 
 
 def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, headers):
@@ -90,7 +46,9 @@ def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, header
     binary = INFERENCE_CONTENT_LENGTH_HEADER in headers
     content: Any = body
     try:
-        if protocol == "v2" and not binary:
+        if protocol == "v2" and binary:
+            _check_sizes(body, int(headers[INFERENCE_CONTENT_LENGTH_HEADER]))
+        elif protocol == "v2":
             content = InferenceRequest.model_validate_json(body)
         request, attributes = plane.decode(content, headers, protocol, name)
         if isinstance(request, bytes):  # no JSON content type, as from `curl -d`
@@ -110,43 +68,143 @@ def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, header
         raise InvalidInput(f"the request cannot be read ({kind})") from None
 
 
-class Server(RESTServer):
-    """A REST server whose application is `kserve.model_server.app`."""
+def _check_sizes(body: bytes, json_bytes: int) -> None:
+    """Raise `InvalidInput` unless the binary tensors fill the rest of the body."""
+    tensors = orjson.loads(body[:json_bytes])["inputs"]
+    binary = [x["parameters"] for x in tensors if x.get("data") is None]
+    sizes = [parameters["binary_data_size"] for parameters in binary]
+    rest = len(body) - json_bytes
+    if min(json_bytes, rest, *sizes) < 0 or sum(sizes) != rest:
+        raise InvalidInput(
+            f"the binary inputs have {sum(sizes)} bytes, but {rest} follow the JSON"
+        )
 
-    def __init__(self, models: ServedFolder, port: int):
+
+class Server(RESTServer):
+    """A REST server whose application is `kserve.model_server.app`.
+
+    Threads compute one step of a request at a time. Long requests have many steps and
+    leave one thread to short ones.
+    """
+
+    def __init__(self, models: ServedFolder, port: int, limits: Limits):
         plane, repository = DataPlane(models), ModelRepositoryExtension(models)
         app = "kserve.model_server:app"
         super().__init__(app, plane, repository, port, grace_period=GRACE_PERIOD)
-        # More threads than cores would only wait for each other.
-        self._threads = ThreadPoolExecutor(os.cpu_count())
+        self._limits = limits
+        self._answering = self._bytes = 0  # requests; bytes of bodies in memory
+        threads = os.cpu_count() or 1  # more would only wait for each other
+        self._threads = ThreadPoolExecutor(threads)
+        self._long = asyncio.Semaphore(max(1, threads - 1))
 
     def _add_middlewares(self, app):
         """Leave out KServe's timing of each request, whose log is disabled."""
 
     def _register_endpoints(self, app):
-        # Plain routes in front: KServe's own take longer than a small model.
-        for path in ("/v1/models/{name}:predict", "/v2/models/{name}/infer"):
-            app.router.routes.insert(0, Route(path, self._answer, methods=["POST"]))
+        # Plain routes in front, the last one first: KServe's take longer than a small
+        # model, and some read bodies of any size or describe what is not served.
+        for path, answer in (
+            ("/openapi.json", self._unknown),
+            ("/v1/models/{name}:{verb}", self._unknown),
+            ("/v1/models/{name}/versions/{rest:path}", self._unknown),
+            ("/v2/models/{name}/versions/{rest:path}", self._unknown),
+            ("/v1/models/{name}:predict", self._answer),
+            ("/v2/models/{name}/infer", self._answer),
+        ):
+            methods = ["POST"] if answer == self._answer else ["GET", "POST"]
+            app.router.routes.insert(0, Route(path, answer, methods=methods))
         super()._register_endpoints(app)
 
-    async def _answer(self, request):
-        name, protocol = request.path_params["name"], request.url.path[1:3]
-        arguments = name, protocol, await request.body(), dict(request.headers)
-        # In a thread, a slow model delays neither health checks nor other models.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._respond, *arguments)
+    async def _unknown(self, request):
+        raise HTTPException(
+            404,
+            f"there is no {shortened(request.url.path)}: the newest version of a model "
+            "answers POST /v1/models/NAME:predict and POST /v2/models/NAME/infer",
+        )
 
-    def _respond(self, name, protocol, body, headers) -> Response:
+    async def _answer(self, request: Request):
+        name, protocol = request.path_params["name"], request.url.path[1:3]
+        if self.dataplane.model_registry.get_model(name) is None:
+            raise HTTPException(404, f"there is no model {shortened(name)}")
+        body = bytearray()
+        try:
+            await self._read(request, body)
+            if self._answering >= self._limits.max_requests:
+                raise _busy(f"{self._answering} requests are being answered")
+            self._answering += 1
+            try:
+                arguments = name, protocol, bytes(body), dict(request.headers)
+                return await self._in_steps(request, *arguments)
+            finally:
+                self._answering -= 1
+        except ClientDisconnect:
+            return Response(status_code=400)
+        finally:
+            self._bytes -= len(body)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        """Read the body of a request; what is too large is read but not stored."""
+        limit, total = self._limits.max_bytes, 0
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "a body must not be compressed")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    total += len(chunk)
+                    if total > limit:
+                        continue
+                    if total > SHORT and self._bytes > (LARGE_BODIES - 1) * limit:
+                        raise _busy("too many large requests are being read")
+                    body += chunk
+                    self._bytes += len(chunk)
+        except TimeoutError:
+            sentence = f"the body did not arrive within {BODY_SECONDS} s"
+            raise HTTPException(408, sentence) from None
+        if total > limit:
+            raise HTTPException(413, f"{total} bytes are too many: send up to {limit}")
+
+    async def _in_steps(self, request: Request, name, protocol, body, headers):
+        """The response, computed in threads: no request delays health checks."""
+        steps, loop = (
+            self._steps(name, protocol, body, headers),
+            asyncio.get_running_loop(),
+        )
+        is_long = len(body) > SHORT
+        while True:
+            async with self._long if is_long else contextlib.nullcontext():
+                response = await loop.run_in_executor(self._threads, next, steps)
+            if response is not None:
+                return response
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            is_long = True
+
+    def _steps(self, name, protocol, body, headers) -> Generator[Response | None]:
+        """Compute a response: yield `None` between steps, and the response at last."""
         model: Any = self.dataplane.get_model_from_registry(name)
         with PREDICT_HIST_TIME.labels(**get_labels(name)).time():
-            request, attributes = read_request(
-                self.dataplane, name, protocol, body, headers
-            )
-            answer = model.predict(request)
-            content, more = self.dataplane.encode(name, answer, headers, attributes)
+            decoded = read_request(self.dataplane, name, protocol, body, headers)
+            answer = yield from model.answer(decoded[0], self._limits.max_rows)
+            content, more = self.dataplane.encode(name, answer, headers, decoded[1])
         if not isinstance(content, bytes):
             content, more = orjson.dumps(content), {**JSON, **more}
-        return Response(content, headers=more)
+        yield Response(content, headers=more)
+
+    def _add_exception_handlers(self, app):
+        async def refused(_, error) -> JSONResponse:
+            content = {"error": textwrap.shorten(str(error.detail), 300)}
+            return JSONResponse(content, error.status_code, error.headers)
+
+        async def not_found(_, error) -> JSONResponse:
+            return JSONResponse({"error": "there is no such model"}, 404)
+
+        super()._add_exception_handlers(app)
+        app.add_exception_handler(HTTPException, refused)
+        app.add_exception_handler(ModelNotFound, not_found)
+
+
+def _busy(reason: str) -> HTTPException:
+    return HTTPException(503, f"{reason}: try again", {"Retry-After": "1"})
 
 
 def configure_logs() -> None:
@@ -163,10 +221,10 @@ def configure_logs() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run(models: ServedFolder, listener: socket.socket) -> None:
+def run(models: ServedFolder, listener: socket.socket, limits: Limits) -> None:
     """Serve the models on a bound socket until SIGTERM or SIGINT."""
     host, port = listener.getsockname()[:2]
-    server = Server(models, port)
+    server = Server(models, port, limits)
     stop = threading.Event()
     watcher = threading.Thread(target=models.watch, args=(stop,))
     watcher.start()

@@ -160,7 +160,7 @@ def _write_requests(version: Path, signatures, interface) -> None:
             function(inputs)
         except tf.errors.OpError:
             return
-        model = {"name": version.parent.name, "signature_name": name}
+        model = {"name": version.parents[1].name, "signature_name": name}
         request = {"model_spec": model, "inputs": protos}
         logs.append(_prediction_log(predict_log={"request": request}))
     (version / WARM_UP).parent.mkdir()

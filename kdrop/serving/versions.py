@@ -1,29 +1,76 @@
-"""The version folders of a model: which exist, and how the next one appears."""
+"""The layout of exported models: names, version folders, and how the next one appears.
 
+FOLDER/NAME/VERSION/saved_model.pb      NAME is never a number, VERSION always is
+"""
+
+import contextlib
+import fcntl
+import os
+import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from reprlib import repr as shortened
 
 from kdrop.errors import UserError
 
-PARTIAL = ".partial-"  # prefix of incomplete versions, which no model server loads
-STALE_AFTER = 24 * 3600  # seconds after which an incomplete version is deleted
+PARTIAL = ".partial-"  # prefix of folders with incomplete versions, hidden from servers
+LOCK = "lock"  # a file in them, locked while the process that exports is alive
 
 
-def versions(folder: Path) -> list[int]:
-    """The versions in a model's folder, in ascending order."""
-    names = [path.name for path in folder.glob("*")]
-    return sorted(int(name) for name in names if name.isdecimal())
+def check_name(name: str) -> None:
+    """Raise `UserError` if a name could not stand in a URL, or could be a version."""
+    allowed = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+    if not allowed or name.isdecimal():
+        raise UserError(
+            f"{shortened(name)} cannot be the name of a model: take up to 100 of the "
+            "characters A-Z a-z 0-9 _ - . that begin with neither - nor . and are no "
+            "number"
+        )
+
+
+def versions(folder: Path) -> dict[int, Path]:
+    """The versions in a model's folder by number, in ascending order.
+
+    As in TensorFlow Serving, the name of a version may begin with zeros.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    numbers = [name for name in names if re.fullmatch("[0-9]{1,18}", name)]
+    return {int(x): folder / x for x in sorted(numbers, key=lambda x: (int(x), x))}
+
+
+def models_below(folder: Path) -> list[Path]:
+    """The visible folders in a folder that hold versions."""
+
+    def is_model(path):
+        try:
+            return bool(versions(path))
+        except OSError:  # not readable
+            return False
+
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / x for x in names if x[0] != "." and is_model(folder / x)]
 
 
 def model_folders(folder: Path) -> list[Path]:
-    """The folder itself if it holds versions, else the folders in it that do."""
-    if versions(folder):
+    """The folder itself if it holds versions of a model, else the models below it."""
+    paths = versions(folder).values()
+    if any(os.path.exists(path / "saved_model.pb") for path in paths):
         return [folder]
-    visible = (path for path in folder.glob("*") if path.name[0] != ".")
-    return sorted(path for path in visible if versions(path))
+    return models_below(folder) or ([folder] if paths else [])
+
+
+class LinkError(OSError):
+    """A link leads out of the folder in which it must stay."""
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """Raise an `OSError` for a link that is broken or leads out of the folder."""
+    if path.is_symlink():
+        target = Path(os.path.realpath(path, strict=True))
+        if not target.is_relative_to(os.path.realpath(folder)):
+            raise LinkError(f"{path.name} is a link that leads out of {folder}")
 
 
 def check_writable(folder: Path) -> None:
@@ -45,23 +92,40 @@ def add_version(folder: Path, write: Callable[[Path], None]) -> Path:
     `write` fails. Versions that exist are never changed.
 
     Raises:
-        UserError: If the folder cannot be written.
+        UserError: If the folder's name is no name of a model, or it cannot be written.
     """
+    check_name(folder.name)
     check_writable(folder)
-    for stale in folder.glob(f"{PARTIAL}*"):  # of a process that was killed
-        if time.time() - stale.stat().st_mtime > STALE_AFTER:
-            shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
-    try:
-        write(partial)
-        partial.chmod(0o755)  # a model server may run as another user
+    for partial in folder.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError), (partial / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial, ignore_errors=True)  # its process was killed
+    with _partial(folder) as version:
+        write(version)
+        version.chmod(0o755)  # a model server may run as another user
         while True:
             path = folder / str(max(versions(folder), default=0) + 1)
             try:
-                return partial.rename(path)
+                return version.rename(path)
             except OSError:
                 if not path.exists():  # else another process has just created it
                     raise
-    except BaseException:
+
+
+@contextlib.contextmanager
+def _partial(folder: Path):
+    """An empty folder for a version, deleted at the end unless it was renamed."""
+    lock = None
+    while lock is None:
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+        # Another process may delete the folder before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            file = (partial / LOCK).open("w")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            lock = file if (partial / LOCK).exists() else file.close()
+    try:
+        (partial / "version").mkdir()
+        yield partial / "version"
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        lock.close()

@@ -131,11 +131,12 @@ def client(models_folder):
     from kserve.model_server import app
     from starlette.testclient import TestClient
 
+    from kdrop.serving.limits import Limits
     from kdrop.serving.server import ServedFolder, Server, configure_logs
 
     configure_logs()
     models = ServedFolder(models_folder)
     models.refresh()
-    Server(models, 0).create_application()
+    Server(models, 0, Limits()).create_application()
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

@@ -77,3 +77,9 @@ runpy.run_module("kdrop.serving", run_name="__main__", alter_sys=True)
         sentence.startswith("kdrop.serving: ") and "pip install '.[serve]'" in sentence
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", "", 20 * "9", "\u0661"])
+def test_a_limit_that_is_no_positive_integer_is_an_error(error, models_folder, value):
+    for option in ("--max-rows", "--max-bytes", "--max-requests"):
+        assert "is not an integer from 1" in error(models_folder, f"{option}={value}")

@@ -3,12 +3,9 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -20,6 +17,7 @@ from kdrop.serving.signatures import WARM_UP
 
 httpx = pytest.importorskip("httpx", reason="KServe is not installed")
 pytest.importorskip("kserve", reason="KServe is not installed: the extra serve")
+from servers import running, wait_until  # noqa: E402
 
 V1, V2 = "/v1/models/spiral:predict", "/v2/models/spiral/infer"
 INVALID = {"instances": [[1, 2, 3]]}
@@ -67,30 +65,6 @@ def test_a_version_whose_warm_up_fails_is_skipped(served, exported_path, tmp_pat
     assert not models.models
 
 
-@contextmanager
-def running(folder, log, port=0):
-    """A server process, and a client with a pool of connections to it."""
-    command = [sys.executable, "-m", "kdrop.serving", str(folder)]
-    command += ["--port", str(port)]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stderr=file, stdout=file)
-    try:
-        end = time.monotonic() + 600
-        while "http://" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        address = log.read_text().split("at http://")[1].split()[0]
-        transport = httpx.HTTPTransport(retries=50)  # of connecting
-        with httpx.Client(
-            base_url=f"http://{address}", transport=transport, timeout=600
-        ) as client:
-            assert client.get("/v2/health/ready").json() == {"ready": True}
-            yield process, client
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def folder(exported_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -111,13 +85,6 @@ def client(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(signatures, points):
     return signatures["serve"](inputs=tf.constant(points))["probabilities"].numpy()
-
-
-def wait_until(condition, seconds=600):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

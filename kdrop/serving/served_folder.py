@@ -1,0 +1,115 @@
+"""The models in a folder, loaded again whenever their files change."""
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from kserve import ModelRepository
+from kserve.errors import InvalidInput
+
+from kdrop.serving.served_model import ServedModel
+from kdrop.serving.versions import (
+    LinkError,
+    check_link,
+    check_name,
+    model_folders,
+    models_below,
+    versions,
+)
+
+POLL_INTERVAL = 1.0  # seconds between scans of the folder, as in TensorFlow Serving
+
+log = logging.getLogger("kdrop.serving")
+
+
+class ServedFolder(ModelRepository):
+    """The model in a folder, or the models in the folders below it.
+
+    Of each model, the newest version that can be loaded is served. A request finishes
+    on the version that it began with. An error stays with its model and its version.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder.resolve()
+        self.models: dict[str, Any] = {}
+        self._is_one_model: bool | None = None  # decided once, by the first models
+        self._broken: dict[Path, object] = {}  # folders and their files, reported once
+
+    def refresh(self) -> None:
+        """Load new models, versions and files, and withdraw models that are gone."""
+        if self._is_one_model is None and (first := model_folders(self.folder)):
+            self._is_one_model = first == [self.folder]
+        one = self._is_one_model
+        for folder in [self.folder] if one else models_below(self.folder):
+            try:
+                check_name(folder.name)
+                check_link(folder, self.folder)
+                # A version that is loaded and unchanged, or could be loaded.
+                any(self._load(path) for path in reversed(versions(folder).values()))
+            except Exception as error:
+                self._report(folder, error)
+        for name, model in [*self.models.items()]:
+            if _is_gone(model.path, self.folder):
+                del self.models[name]
+                log.info("withdrew %s, whose folder is gone", name)
+        exists = os.path.lexists
+        self._broken = {p: files for p, files in self._broken.items() if exists(p)}
+
+    def _load(self, path: Path) -> bool:
+        """Load a version if its files are new; return whether it is served."""
+        loaded, files = self.models.get(path.parent.name), None
+        is_loaded = loaded is not None and loaded.path == path
+        try:
+            check_link(path, path.parent)
+            files = []
+            for file in sorted(path.rglob("*")):
+                check_link(file, path.parent)
+                files.append((file, file.stat().st_mtime_ns, file.stat().st_size))
+            if files == (loaded.files if is_loaded else self._broken.get(path)):
+                return is_loaded
+            model = ServedModel(path)
+        except Exception as error:  # TensorFlow may raise any for a broken file
+            self._report(path, error, files)
+            return is_loaded
+        model.files = files
+        self._broken.pop(path, None)
+        self.update(model)
+        log.info("serving %s", path)
+        return True
+
+    def _report(self, path: Path, error: Exception, files: object = None) -> None:
+        if path not in self._broken:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.error("skipped %s, which cannot be loaded: %s", path, reason)
+        self._broken[path] = files
+
+    def watch(self, stop: threading.Event) -> None:
+        """Refresh once every `POLL_INTERVAL` until `stop` is set."""
+        while not stop.wait(POLL_INTERVAL):
+            try:
+                self.refresh()
+            except Exception as error:  # the models that are loaded are served on
+                self._report(self.folder, error)
+
+    def unload(self, name: str) -> None:
+        raise InvalidInput(
+            f"{name} cannot be unloaded: all models in the served folder are loaded"
+        )
+
+
+def _is_gone(version: Path, root: Path) -> bool:
+    """Whether a version is deleted or in a folder that is now a link out of the root.
+
+    What merely cannot be read, perhaps for a moment, is not gone.
+    """
+    try:
+        check_link(version.parent, root)
+        os.lstat(version)
+    except (FileNotFoundError, NotADirectoryError, LinkError):
+        return True
+    except OSError:
+        return False
+    return False
