@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from kdrop.training.arguments import options_in_errors, parse
             from kdrop.training.comparison import compare
             from kdrop.training.devices import available
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         install = ": pip install '.[train]'" * isinstance(error, ModuleNotFoundError)
         print(f"train.py: {error}{install}", file=sys.stderr)
         return 2

@@ -1,15 +1,28 @@
 """The version folders of a model: which exist, and how the next one appears."""
 
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from reprlib import repr as shortened
 
 from kdrop.errors import UserError
 
 PARTIAL = ".partial-"  # prefix of incomplete versions, which no model server loads
 STALE_AFTER = 24 * 3600  # seconds after which an incomplete version is deleted
+
+
+def check_name(name: str) -> None:
+    """Raise `UserError` if a name could not stand in a URL, or could be a version."""
+    allowed = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+    if not allowed or name.isdecimal():
+        raise UserError(
+            f"{shortened(name)} cannot be the name of a model: it must have 1 to 100 "
+            "of the characters A-Z, a-z, 0-9, _, - and ., begin with a letter, a digit "
+            "or _, and not be a number"
+        )
 
 
 def versions(folder: Path) -> list[int]:

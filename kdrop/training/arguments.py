@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import re
+import textwrap
 from collections.abc import Generator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ DROPOUT = "none,InvertedDropout,VanillaDropout"
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(message)
+        raise UserError(textwrap.shorten(message, 300, placeholder=" ..."))
 
 
 def parse(

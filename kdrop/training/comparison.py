@@ -15,7 +15,7 @@ from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.versions import check_writable
+from kdrop.serving.versions import check_name, check_writable
 from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
@@ -54,9 +54,12 @@ class Comparison:
 
     def __post_init__(self):
         check_settings(self)
-        name = self.name
-        if name is not None and (Path(name).name != name or name[:1] in ("", ".")):
-            raise UserError(f"`name` is {name!r}, but must be a plain folder name.")
+        if self.name is not None:
+            try:
+                for name in (self.name, *(folder.name for folder in self.folders())):
+                    check_name(name)
+            except UserError as error:
+                raise UserError(f"`name` is wrong: {error}") from None
 
     def folders(self) -> list[Path]:
         """The folder of each experiment's model."""

@@ -152,6 +152,8 @@ def comparison_of(arguments):
         ("cifar10 --data-dir nowhere", "nowhere is not a folder"),
         ("--output file/models", "file/models cannot be written"),
         ("--output file", "file cannot be written"),
+        ("--tensorboard file", "file cannot be written"),
+        ("--process-id 5", "set KERAS_BACKEND=jax"),
         ("--model alexnet", "(height, width, channels)"),
         ("--mirror", "Only images"),
         ("--seed 4294967295 --seeds 2", "--seed is 4294967296"),
@@ -245,12 +247,15 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_a_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_with_a_sentence(number, status, tmp_path):
     process = start(LONG + "--epochs 100000", tmp_path)
     wait_for_checkpoint(tmp_path, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=600)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "--resume continues" in error and "Traceback" not in error
     assert not list(tmp_path.glob("saved_models/*/1"))
 
