@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
+    for number in signal.SIGINT, signal.SIGTERM:  # there is nothing to save any more
+        signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(OSError):  # a pipe whose reader has ended
         sys.stdout.flush()
     if status:  # at once: otherwise JAX waits for the other processes

@@ -39,6 +39,8 @@ def main() -> int:
         for name in names:
             check_choice("benchmark", name, [*SUBJECTS, "scaling", *COMPARISONS])
         check("--processes", options.processes, "[1, 1000]")
+        if options.csv:
+            options.csv.open("a").close()
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows, code = [], 0
     for name in [n for each in names for n in SUBJECTS.get(each, [each])]:

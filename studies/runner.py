@@ -71,7 +71,7 @@ class Runner:
                     read = json.loads(path.read_text())["metrics"]
                     metrics[experiment] = {k: float(read[k]) for k in read}
                     metrics[experiment]["validation_accuracy"]
-                except (ValueError, LookupError, TypeError) as error:
+                except Exception as error:  # a damaged file can raise anything
                     message = f"{path} cannot be read: delete it to repeat its run."
                     raise UserError(message) from error
             else:

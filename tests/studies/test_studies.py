@@ -18,6 +18,7 @@ from rich.console import Console
 
 import studies.__main__ as main
 from kdrop.errors import UserError
+from kdrop.training.checkpoint import lock
 from kdrop.training.data import Data, Part
 from kdrop.training.experiment import Experiment
 from kdrop.training.run import Run, build, network
@@ -168,15 +169,18 @@ def test_a_dead_process_gives_an_error_message(monkeypatch, tmp_path, capfd):
     assert not multiprocessing.active_children()
 
 
-def test_a_stop_ends_the_processes(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_stop_ends_the_processes(number, status, monkeypatch, tmp_path, capsys):
     def stop(self, experiments):
         self.pool.submit(time.sleep, 60)
         until(multiprocessing.active_children)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(main.Runner, "run", stop)
     monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
-    assert main.main() == 130
+    assert main.main() == status
     message = "Stopped: run the same command again to resume.\n"
     assert capsys.readouterr().err.endswith(message)
     assert not multiprocessing.active_children()
@@ -328,11 +332,39 @@ def test_the_plateau_of_rates_ends_where_the_error_first_rises(tmp_path):
     assert scaled.endswith("3.90 % at 0.9, up to a tenth more from 0.6 to 0.9")
 
 
+DAMAGED = [
+    '{"metrics": 5}',
+    '{"metrics": {}}',
+    '{"metrics": {"a": "b"}}',
+    "",
+    "[" * 9999,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_gives_an_error_message(content, tmp_path):
+    path = tmp_path / f"{RATES[0].key()}.json"
+    path.write_text(content)
+    with runner.Runner(tmp_path, None, 1, Console(quiet=True)) as running:
+        with pytest.raises(UserError, match="cannot be read: delete it"):
+            running.run({"first": RATES[0]})
+
+
+def test_a_study_that_another_process_runs_is_left(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(main.STUDIES, "tiny", tiny)
+    monkeypatch.setattr(sys, "argv", ["studies", "tiny", "--output", str(tmp_path)])
+    with lock(tmp_path / "tiny/runs"), pytest.raises(SystemExit) as exit_:
+        main.main()
+    assert exit_.value.code == 2
+    assert "Another process trains" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["spirl"], "did you mean spiral?"),
-        (["spiral", "--jobs", "0"], "--jobs is 0, but must be at least 1."),
+        (["spiral", "--jobs", "0"], "--jobs is 0, but must be in [1, 256]."),
+        (["spiral", "--jobs", "9" * 20], "but must be in [1, 256]."),
         (["spiral", "--output", "file"], "file/spiral cannot be written"),
         (["votes", "--quick", "--data-dir", "none"], "none is not a folder"),
         (["tiny"], "cannot be read: delete it to repeat its run."),
