@@ -113,20 +113,25 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
     shared = {"seeds": comparison.seeds, "resume": comparison.resume, "dropout": names}
     for settings in (shared, *map(asdict, comparison.experiments)):
         devices.check_equal(settings)
+    finished = devices.agree(comparison.resume and bool(comparison.exported()))
     if devices.process:
         with tempfile.TemporaryDirectory() as folder:
             comparison = replace(comparison, output=Path(folder), tensorboard=None)
-            _train_all(comparison, _load(comparison), devices, Console(quiet=True))
+            if not finished:
+                _train_all(comparison, _load(comparison), devices, Console(quiet=True))
         return []
     check_writable(comparison.output)
     for folder in comparison.folders():
         check_folder(folder)
+        if folder.exists():
+            check_writable(folder)
     if comparison.tensorboard is not None:
         check_writable(comparison.tensorboard)
     try:
         with _locked(comparison):
-            paths = comparison.exported() if comparison.resume else []
-            if not paths:
+            if finished:  # a stop in the clean-up
+                paths = comparison.exported()
+            else:
                 comparison.mark.unlink(missing_ok=True)
                 paths = _train_and_export(comparison, devices, console)
                 names = [str(path.relative_to(comparison.output)) for path in paths]
