@@ -26,7 +26,7 @@ import kdrop  # noqa: F401, registers the layers of the models that are loaded
 pytestmark = pytest.mark.slow
 
 RUN = "--dropout InvertedDropout --train-size 300 --batch-size 50 --hidden 16 "
-RUN += "--epochs 400 --steps-per-epoch 5 --passes 2"
+RUN += "--epochs 120 --steps-per-epoch 5 --passes 2"
 SLUG = "spiral-inverted-dropout"
 ENDS = {0, 2, 130, 143, -signal.SIGKILL}
 
@@ -79,7 +79,7 @@ def assert_same(weights, expected):
 def test_kills_and_signals_at_random_moments(whole, tmp_path):
     expected, seconds = whole
     figures = collections.Counter()
-    for number in range(12):
+    for number in range(8):
         folder = tmp_path / str(number)
         folder.mkdir()
         models = folder / "saved_models"
@@ -134,7 +134,7 @@ def test_damaged_files(whole, tmp_path):
     process.kill()
     process.communicate()
     figures = collections.Counter()
-    for number in range(20):
+    for number in range(12):
         copy = shutil.copytree(stopped, tmp_path / str(number))
         files = list(copy.glob("saved_models/.unfinished/*/*[ns]"))
         path = random.choice(files)
@@ -155,7 +155,7 @@ def test_damaged_files(whole, tmp_path):
 
 def test_two_processes_at_once(whole, tmp_path):
     figures = collections.Counter()
-    for number in range(4):
+    for number in range(3):
         folder = tmp_path / str(number)
         folder.mkdir()
         options = ["--resume"] * (number % 2)
