@@ -79,6 +79,8 @@ class Checkpoint:
         existed = self.folder.exists()
         for path in self.saved:  # first: without them the rest counts for nothing
             path.unlink()
+        if self.folder.is_symlink():
+            self.folder.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
         return existed
 

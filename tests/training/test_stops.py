@@ -140,6 +140,26 @@ def test_a_file_in_place_of_a_folder_is_one_sentence(name, kind, stopped, capsys
     assert path.name in refused(stopped, capsys)
 
 
+@pytest.mark.parametrize("name", ["history.json.partial", "partial.keras", "lock"])
+def test_a_folder_in_place_of_a_file_is_one_sentence(name, stopped, capsys):
+    run = run_folder(stopped)
+    path = run / name if name != "lock" else run.with_name(f"{run.name}.lock")
+    path.mkdir()
+    (path / "file").touch()
+    assert str(path.name) in refused(stopped, capsys)
+    shutil.rmtree(path)
+    assert train(RESUME, stopped)[0] == 0
+
+
+def test_a_folder_that_is_a_link_is_followed_and_left(stopped, tmp_path):
+    run = run_folder(stopped)
+    shutil.move(run, tmp_path / "elsewhere")
+    run.symlink_to(tmp_path / "elsewhere")
+    status, output = train(RESUME, stopped)
+    assert status == 0 and "epoch 3/4" in output and versions(stopped) == ["1"]
+    assert os.listdir(stopped / "saved_models") == ["spiral-none"]
+
+
 @pytest.mark.parametrize("content", [b"", b"elsewhere/1", b"\xff"])
 def test_a_note_in_the_folder_of_a_run_exports_it_all_the_same(content, finished):
     (run_folder(finished) / "exported").write_bytes(content)
