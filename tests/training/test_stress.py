@@ -86,9 +86,10 @@ def test_kills_and_signals_at_random_moments(whole, tmp_path):
         for kind in random.choices(["KILL", "TERM", "INT"], k=2):
             process = start(folder, "--resume")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(random.uniform(0.3, 1.1) * seconds)
+                process.communicate(timeout=random.uniform(0.3, 1.1) * seconds)
             process.send_signal(signal.Signals[f"SIG{kind}"])
-            status = process.wait(600)
+            process.communicate(timeout=600)
+            status = process.returncode
             # Before it has imported all, and after its end, a signal has its usual way.
             assert status in ENDS | {-signal.SIGTERM, -signal.SIGINT}
             figures[status] += 1
