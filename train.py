@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -30,32 +31,41 @@ def silent_start():
         os.dup2(terminal, 2)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet
     try:
         with silent_start():
             from rich.console import Console
 
-            from kdrop.errors import one_sentence
+            from kdrop.errors import one_sentence, stop_on_signals
             from kdrop.training.arguments import options_in_errors, parse
             from kdrop.training.comparison import compare
             from kdrop.training.devices import available
-    except ModuleNotFoundError as error:
-        print(f"train.py: {error}: pip install '.[train]'", file=sys.stderr)
+    except (ImportError, OSError) as error:
+        install = ": pip install '.[train]'" * isinstance(error, ModuleNotFoundError)
+        print(f"train.py: {error}{install}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    stop_on_signals()
+    comparison = None
     try:
+        console = Console(width=None if sys.stdout.isatty() else 132)
         with one_sentence("train.py", "train"), options_in_errors():
-            comparison, options = parse(sys.argv[1:])
-            for path in compare(comparison, available(options), console):
+            comparison, options = parse(
+                sys.argv[1:] if arguments is None else arguments
+            )
+            devices = available(options)
+            stop_on_signals()  # JAX has a handler of its own
+            for path in compare(comparison, devices, console):
                 console.print(f"saved {path}", soft_wrap=True, highlight=False)
     except SystemExit as end:
         return int(end.code or 0)
-    except KeyboardInterrupt:
-        print("Stopped. The same command with --resume continues.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        again = "No epoch is saved: the same command starts anew."
+        if comparison is not None and comparison.can_resume():
+            again = "The same command with --resume continues."
+        print(f"Stopped. {again}", file=sys.stderr)
+        return next(iter(stopped.args), 130)
     except Exception:
         traceback.print_exc()
         return 1
@@ -64,6 +74,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     status = main()
+    for number in signal.SIGINT, signal.SIGTERM:  # there is nothing to save any more
+        signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(OSError):  # a pipe whose reader has ended
         sys.stdout.flush()
     if status:  # at once: otherwise JAX waits for the other processes

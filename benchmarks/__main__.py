@@ -12,6 +12,7 @@ from kdrop.errors import UserError, check_choice, one_sentence
 
 with one_sentence("benchmarks", "train,serve"):
     from benchmarks import harness, inference, layers, scaling, training
+    from kdrop.training.settings import check
 
 SUBJECTS = {**layers.SUBJECTS, **inference.SUBJECTS, **training.SUBJECTS}
 COMPARISONS = {n: c for subject in SUBJECTS.values() for n, c in subject.items()}
@@ -37,8 +38,9 @@ def main() -> int:
             return 0
         for name in names:
             check_choice("benchmark", name, [*SUBJECTS, "scaling", *COMPARISONS])
-        if options.processes < 1:
-            raise UserError(f"--processes is {options.processes}, but must be above 0.")
+        check("--processes", options.processes, "[1, 1000]")
+        if options.csv:
+            options.csv.open("a").close()
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows, code = [], 0
     for name in [n for each in names for n in SUBJECTS.get(each, [each])]:

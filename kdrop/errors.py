@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import math
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterable
 from numbers import Integral, Real
@@ -93,3 +94,14 @@ def one_sentence(program: str, extra: str) -> Generator[None]:
         return
     print(f"{program}: {sentence}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def stop_on_signals() -> None:
+    """Let SIGINT and SIGTERM raise `KeyboardInterrupt`, with the exit status in it."""
+
+    def stop(number, _):
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        raise KeyboardInterrupt(128 + number)
+
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, stop)

@@ -1,17 +1,18 @@
 """The command line of the studies."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
-from kdrop.errors import UserError, check_choice, one_sentence
+from kdrop.errors import check_choice, one_sentence, stop_on_signals
 
 with one_sentence("studies", "train"):
     from rich.console import Console
 
     from kdrop.serving.versions import check_writable
+    from kdrop.training.checkpoint import lock
     from kdrop.training.run import load_data
+    from kdrop.training.settings import check
     from studies.cifar import alexnet, family
     from studies.mnist import rate, regularisers, votes
     from studies.runner import Runner, usable_cores
@@ -27,8 +28,7 @@ def conduct(
 ) -> Path:  # fmt: skip
     """Run or resume a study, print its table, write its CSV and its figure."""
     check_choice("study", name, STUDIES)
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}, but must be at least 1.")
+    check("--jobs", jobs, "[1, 256]")
     study = STUDIES[name](quick)
     folder = output / (f"{name}-quick" if quick else name)
     check_writable(folder)
@@ -38,7 +38,8 @@ def conduct(
         if len(arm.candidates) > 1:
             candidates = "; ".join(settings(arm).values())
             console.print(f"{arm.label}  one of: {candidates}", highlight=False)
-    with Runner(folder / "runs", study.measure, jobs, console, data_dir) as runner:
+    runs = folder / "runs"
+    with lock(runs), Runner(runs, study.measure, jobs, console, data_dir) as runner:
         results = answer(study, runner)
     console.print(table(study, results))
     write(folder / f"{name}.csv", results)
@@ -61,14 +62,13 @@ def main() -> int:
     add("--data-dir", type=Path, help="of tensorflow-datasets; default: TFDS_DATA_DIR")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for stop in signal.SIGINT, signal.SIGTERM:
-        signal.signal(stop, signal.default_int_handler)
+    stop_on_signals()
     try:
         with one_sentence("studies", "train"):
             folder = conduct(console=console, **vars(options))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("Stopped: run the same command again to resume.", file=sys.stderr)
-        return 130
+        return next(iter(stopped.args), 130)
     console.print(f"written to {folder}", soft_wrap=True, highlight=False)
     return 0
 

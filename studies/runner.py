@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from kdrop.errors import UserError
-from kdrop.training.checkpoint import Checkpoint
+from kdrop.training.checkpoint import Checkpoint, write
 from kdrop.training.data import Data, load
 from kdrop.training.experiment import Experiment
 from kdrop.training.run import Run, train
@@ -68,8 +68,10 @@ class Runner:
             path = self.folder / f"{experiment.key()}.json"
             if path.exists():
                 try:
-                    metrics[experiment] = json.loads(path.read_text())["metrics"]
-                except (ValueError, LookupError, TypeError) as error:
+                    read = json.loads(path.read_text())["metrics"]
+                    metrics[experiment] = {k: float(read[k]) for k in read}
+                    metrics[experiment]["validation_accuracy"]
+                except Exception as error:  # a damaged file can raise anything
                     message = f"{path} cannot be read: delete it to repeat its run."
                     raise UserError(message) from error
             else:
@@ -116,10 +118,8 @@ def _run(experiment: Experiment, path: Path, folder, measure, data_dir) -> Metri
     run = train(experiment, data, checkpoint)
     metrics = {**run.metrics, **(measure(run, data) if measure else {})}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     row = {"experiment": asdict(experiment), "metrics": metrics}
-    partial.write_text(json.dumps(row, indent=1))
-    partial.replace(path)
+    write(path, json.dumps(row, indent=1))
     checkpoint.discard()
     keras.utils.clear_session()
     return metrics

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import re
+import textwrap
 from collections.abc import Generator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -18,11 +19,13 @@ DROPOUT = "none,InvertedDropout,VanillaDropout"
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(message)
+        raise UserError(textwrap.shorten(message, 300, placeholder=" ..."))
 
 
-def parse(arguments: Sequence[str]) -> tuple[Comparison, DeviceOptions]:
-    """The comparison that the arguments ask for, and its devices.
+def parse(
+    arguments: Sequence[str] | None = None,
+) -> tuple[Comparison, DeviceOptions]:
+    """The comparison that the arguments, or `sys.argv`, ask for, and its devices.
 
     Raises:
         UserError: An unknown option or a wrong value. It names arguments, which
@@ -126,6 +129,3 @@ def options_in_errors() -> Generator[None]:
         yield
     except UserError as error:
         raise UserError(_with_options(str(error))) from error
-    except OSError as error:
-        sentence = f"{error}; --resume continues from the last checkpoint"
-        raise UserError(sentence) from error

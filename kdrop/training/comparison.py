@@ -1,19 +1,22 @@
 """Train experiments side by side with several seeds, report, export the best seeds."""
 
 import contextlib
+import hashlib
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.versions import check_writable
-from kdrop.training.checkpoint import Checkpoint
+from kdrop.serving.versions import check_name, check_writable
+from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
@@ -40,9 +43,7 @@ class Comparison:
     """What to train and compare, and where the models go."""
 
     experiments: Sequence[Experiment]  # of one data set
-    seeds: int = setting(
-        1, "runs of each layer, with seeds from `seed` on", "[1, 1000]"
-    )
+    seeds: int = setting(1, "runs of each layer, with seeds from `seed` on", "[1, 100]")
     passes: int = setting(50, "Monte Carlo samples that vote, 0: no vote", "[0, 10000]")
     vote_size: int = setting(1000, "test examples to vote on", "[1, 1000000]")
     output: Path = setting(Path("saved_models"), "folder of the models")
@@ -53,9 +54,12 @@ class Comparison:
 
     def __post_init__(self):
         check_settings(self)
-        name = self.name
-        if name is not None and (Path(name).name != name or name[:1] in ("", ".")):
-            raise UserError(f"`name` is {name!r}, but must be a plain folder name.")
+        if self.name is not None:
+            try:
+                for name in (self.name, *(folder.name for folder in self.folders())):
+                    check_name(name)
+            except UserError as error:
+                raise UserError(f"`name` is wrong: {error}") from None
 
     def folders(self) -> list[Path]:
         """The folder of each experiment's model."""
@@ -66,8 +70,36 @@ class Comparison:
             names = [self.name] if len(names) == 1 else names
         return [self.output / name for name in names]
 
+    def seeded(self, experiment: Experiment) -> list[Experiment]:
+        """The runs of an experiment, one for each seed."""
+        seeds = range(experiment.seed, experiment.seed + self.seeds)
+        return [replace(experiment, seed=seed) for seed in seeds]
+
+    def runs(self) -> list[Experiment]:
+        return [run for each in self.experiments for run in self.seeded(each)]
+
     def checkpoint(self, experiment: Experiment) -> Checkpoint:
         return Checkpoint(self.output / CHECKPOINTS / experiment.key())
+
+    def can_resume(self) -> bool:
+        """Whether an epoch of a run is saved, or a comparison was not cleaned up."""
+        saved = any(self.checkpoint(run).saved for run in self.runs())
+        return saved or bool(self.exported())
+
+    @property
+    def mark(self) -> Path:
+        """The file that lists the versions of this comparison until all is deleted."""
+        names = [run.key() for run in self.runs()] + [x.name for x in self.folders()]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return self.output / f".exported-{digest[:16]}"
+
+    def exported(self) -> list[Path]:
+        """The versions that `mark` lists, if all of them are there."""
+        with contextlib.suppress(Exception):  # a damaged file can raise anything
+            paths = [self.output / x for x in json.loads(self.mark.read_text())]
+            if len(paths) == len(self.experiments) and all(map(_is_version, paths)):
+                return paths
+        return []
 
 
 def compare(comparison: Comparison, devices: Devices, console: Console) -> list[Path]:
@@ -81,15 +113,58 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
     shared = {"seeds": comparison.seeds, "resume": comparison.resume, "dropout": names}
     for settings in (shared, *map(asdict, comparison.experiments)):
         devices.check_equal(settings)
+    finished = devices.agree(comparison.resume and bool(comparison.exported()))
     if devices.process:
         with tempfile.TemporaryDirectory() as folder:
             comparison = replace(comparison, output=Path(folder), tensorboard=None)
-            _train_all(comparison, _load(comparison), devices, Console(quiet=True))
+            if not finished:
+                _train_all(comparison, _load(comparison), devices, Console(quiet=True))
         return []
     check_writable(comparison.output)
     for folder in comparison.folders():
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file, but must be a folder.")
+        check_folder(folder)
+        if folder.exists():
+            check_writable(folder)
+    if comparison.tensorboard is not None:
+        check_writable(comparison.tensorboard)
+    try:
+        with _locked(comparison):
+            if finished:  # a stop in the clean-up
+                paths = comparison.exported()
+            else:
+                comparison.mark.unlink(missing_ok=True)
+                paths = _train_and_export(comparison, devices, console)
+                names = [str(path.relative_to(comparison.output)) for path in paths]
+                write(comparison.mark, json.dumps(names))
+            for run in comparison.runs():
+                comparison.checkpoint(run).discard()
+        comparison.mark.unlink(missing_ok=True)  # last, and only now all is done
+        return paths
+    except (OSError, MemoryError, tf.errors.ResourceExhaustedError) as error:
+        reason = (str(error) or "The memory is full").splitlines()[0]
+        saved = comparison.can_resume()
+        hint = "; `resume` continues from the last checkpoint" if saved else ""
+        raise UserError(f"{reason}{hint}") from error
+
+
+@contextlib.contextmanager
+def _locked(comparison: Comparison) -> Generator[None]:
+    """Keep other processes from the comparison's runs."""
+    folder = comparison.output / CHECKPOINTS
+    check_folder(folder)
+    try:
+        with contextlib.ExitStack() as locks:
+            for run in dict.fromkeys(comparison.runs()):
+                locks.enter_context(lock(comparison.checkpoint(run).folder))
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: it has checkpoints
+            folder.rmdir()
+
+
+def _train_and_export(
+    comparison: Comparison, devices: Devices, console: Console
+) -> list[Path]:
     data = _load(comparison)
     results = _train_all(comparison, data, devices, console)
     console.print(results_table(results))
@@ -97,22 +172,31 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
         console.print(vote_table(results, data))
     paths = []
     for result, folder in zip(results, comparison.folders(), strict=True):
-        checkpoint = comparison.checkpoint(result.runs[0].experiment)
-        note = checkpoint.folder / "exported"
-        if note.exists():
-            path = Path(note.read_text())
-        else:
-            voted_on = min(comparison.vote_size, len(data.test.targets))
-            record = {"passes": comparison.passes, "voted_on": voted_on}
-            path = export_best(result, results, data, folder, record)
-            note.write_text(str(path))
-        paths.append(path)
-    for result in results:
-        for run in result.runs:
-            comparison.checkpoint(run.experiment).discard()
-    with contextlib.suppress(OSError):  # not empty: checkpoints of another comparison
-        (comparison.output / CHECKPOINTS).rmdir()
+        checkpoints = [comparison.checkpoint(run.experiment) for run in result.runs]
+        record = {
+            "passes": comparison.passes,
+            "voted_on": min(comparison.vote_size, len(data.test.targets)),
+            "checkpoints": [checkpoint.digest() for checkpoint in checkpoints],
+        }
+        paths.append(
+            _version_of(folder, record["checkpoints"])
+            or export_best(result, results, data, folder, record)
+        )
     return paths
+
+
+def _version_of(folder: Path, checkpoints: list[str]) -> Path | None:
+    """The version that was exported from these checkpoints before a stop."""
+    for file in folder.glob("[!.]*/experiment.json"):
+        with contextlib.suppress(Exception):  # a damaged file can raise anything
+            recorded = json.loads(file.read_text())["checkpoints"]
+            if recorded == checkpoints and _is_version(file.parent):
+                return file.parent
+    return None
+
+
+def _is_version(path: Path) -> bool:
+    return (path / "saved_model.pb").exists()
 
 
 def _load(comparison: Comparison) -> Data:
@@ -129,9 +213,7 @@ def _train_all(
     results = []
     for experiment in comparison.experiments:
         runs: list[Run] = []
-        seeds = range(experiment.seed, experiment.seed + comparison.seeds)
-        # All before the first trains, so that a wrong seed is reported at once.
-        for seeded in [replace(experiment, seed=seed) for seed in seeds]:
+        for seeded in comparison.seeded(experiment):
             runs.append(_train_one(seeded, comparison, data, devices, console))
             # Only one model is held in memory, whatever the number of seeds.
             best = SeedRuns(runs).best
@@ -146,7 +228,7 @@ def _train_one(experiment, comparison, data, devices, console) -> Run:
     label = experiment.dropout + seed
     checkpoint = comparison.checkpoint(experiment)
     if comparison.resume:
-        if not checkpoint.folder.exists():
+        if not checkpoint.saved:
             console.print(f"{label}  nothing to resume with these settings")
         devices.broadcast_folder(checkpoint.folder)
     elif checkpoint.discard():

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from kdrop.errors import UserError, check_choice
 from kdrop.training.settings import check
@@ -131,7 +130,6 @@ def _images(name, folder):
         raise UserError(f"The data folder {home} is not a folder.")
     # Here, so that the spiral does not need the optional package.
     import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError
 
     try:
         builder: Any = tfds.builder(name, data_dir=home)
@@ -145,13 +143,17 @@ def _images(name, folder):
             batches = tfds.as_numpy(builder.as_dataset(split=split, **settings))
             images, labels = map(np.concatenate, zip(*batches, strict=True))
             parts.append(Part(images, labels.astype("int32")))
-    except (tf.errors.OpError, ParseError) as error:
-        reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).splitlines()[0])
+        names = tuple(builder.info.features["label"].names)
+    except (UserError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[0])
         raise UserError(
             f"The data of {name} is damaged ({reason}): delete {home / name}, and it "
             "is downloaded again."
         ) from error
-    return *parts, tuple(builder.info.features["label"].names)
+    return *parts, names
 
 
 def _download(builder, home):
@@ -167,7 +169,7 @@ def _download(builder, home):
     config = download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)
-    except OSError as error:
+    except Exception as error:  # of the network, the server or the disk
         raise UserError(f"{builder.name} could not be downloaded: {error}") from error
 
 

@@ -55,6 +55,8 @@ class Devices:
 
     def broadcast_folder(self, folder: Path) -> None:
         """Copy the checkpoint in the first process's folder to the other processes."""
+        if self.processes == 1:
+            return
         files = [*folder.glob("*.keras"), *folder.glob("*.json")]
         names = json.dumps([path.name for path in files]).encode()
         for path in [folder / name for name in json.loads(self._broadcast(names))]:

@@ -116,9 +116,12 @@ class Experiment:
         check_choice("model", self.model, MODELS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_settings(self)
+        network = _network_defaults(self.model)
+        if self.width and "width" not in network:
+            raise UserError(f"`width` is not for `model` {self.model}.")
         layer_rate = getattr(getattr(layers, self.dropout, None), "rate", None)
         if getattr(layer_rate, "fset", None) is None:
-            usual = _network_defaults(self.model).get("input_rate", 0.0)
+            usual = network.get("input_rate", 0.0)
             unset = {"rate": ((), (0.0,)), "schedule": ("constant",)}
             for name, values in {**unset, "input_rate": (usual, 0.0)}.items():
                 if getattr(self, name) not in values:

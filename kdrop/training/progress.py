@@ -8,6 +8,7 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kdrop.errors import UserError
 from kdrop.training.checkpoint import Checkpoint, History
 
 SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
@@ -71,6 +72,11 @@ class Recorder(keras.callbacks.Callback):
         for layer in self.scheduled:
             row[f"rate_{layer.name}"] = layer.rate
         row["seconds"] = self.seconds_before + now - self.started
+        if self.history and self.history.keys() != row.keys():
+            raise UserError(
+                f"The history of {self.label} in {self.checkpoint.folder} has other "
+                "columns: delete this folder to train the run from the start."
+            )
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
         self.console.print(self._line(row), soft_wrap=True, highlight=False)

@@ -93,8 +93,8 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
         bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
         reason = " ".join((bold[1] if bold else str(error)).split())
         raise UserError(
-            f"The model {experiment.model} with dropout {experiment.dropout} cannot be "
-            f"built: {reason}"
+            f"The model {experiment.model} with dropout {experiment.dropout} does not "
+            f"fit the data set {experiment.data}: {reason}"
         ) from error
 
 

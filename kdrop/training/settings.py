@@ -35,7 +35,8 @@ def check(name: str, number: Any, allowed: str, word: str | None = None) -> None
     ):
         return
     rule = f"{word} or a number in {allowed}" if word else f"in {allowed}"
-    raise UserError(f"`{name}` is {number}, but must be {rule}.")
+    shown = name if name.startswith("-") else f"`{name}`"  # an option or an argument
+    raise UserError(f"{shown} is {number}, but must be {rule}.")
 
 
 def check_settings(settings: Any) -> None:

@@ -74,7 +74,9 @@ def test_ratios_are_of_one_process(monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         (["layer"], "did you mean layers?"),
-        (["--processes", "0"], "--processes is 0, but must be above 0."),
+        (["--processes", "0"], "--processes is 0, but must be in [1, 1000]."),
+        (["--processes", "9" * 20], "but must be in [1, 1000]."),
+        (["--csv", "nowhere/rows.csv"], "nowhere/rows.csv"),
     ],
 )
 def test_a_wrong_argument_gives_an_error_message(arguments, sentence, run):

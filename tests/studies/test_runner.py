@@ -120,32 +120,18 @@ def test_a_killed_study_resumes(monkeypatch, tmp_path):
     assert max(float(row["seconds"]) for row in rows) > 1000
 
 
-def die(*_):
-    os._exit(1)
-
-
-@pytest.mark.slow
-def test_a_dead_process_gives_an_error_message(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(runner, "_run", die)
-    monkeypatch.setattr(
-        sys, "argv", ["studies", "spiral", "--jobs", "1", "--output", str(tmp_path)]
-    )
-    with pytest.raises(SystemExit) as exit_:
-        main.main()
-    assert exit_.value.code == 2
-    assert "studies: A process has died, perhaps for lack of" in capfd.readouterr().err
-    assert not multiprocessing.active_children()
-
-
-def test_a_stop_ends_the_processes(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_stop_ends_the_processes(number, status, monkeypatch, tmp_path, capsys):
     def stop(self, experiments):
         self.pool.submit(time.sleep, 60)
         until(multiprocessing.active_children)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(main.Runner, "run", stop)
     monkeypatch.setattr(sys, "argv", ["studies", "spiral", "--output", str(tmp_path)])
-    assert main.main() == 130
+    assert main.main() == status
     message = "Stopped: run the same command again to resume.\n"
     assert capsys.readouterr().err.endswith(message)
     assert not multiprocessing.active_children()

@@ -1,5 +1,7 @@
 """The command line of the studies: what it rejects, in a sentence."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +12,59 @@ from small_studies import RATES, tiny
 
 import studies.__main__ as main
 from kdrop.errors import UserError
+from kdrop.training.checkpoint import lock
+from studies import runner
+
+
+def die(*_):
+    os._exit(1)
+
+
+def test_a_dead_process_gives_an_error_message(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(runner, "_run", die)
+    monkeypatch.setattr(
+        sys, "argv", ["studies", "spiral", "--jobs", "1", "--output", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as exit_:
+        main.main()
+    assert exit_.value.code == 2
+    assert "studies: A process has died, perhaps for lack of" in capfd.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+DAMAGED = [
+    '{"metrics": 5}',
+    '{"metrics": {}}',
+    '{"metrics": {"a": "b"}}',
+    "",
+    "[" * 9999,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_gives_an_error_message(content, tmp_path):
+    path = tmp_path / f"{RATES[0].key()}.json"
+    path.write_text(content)
+    with runner.Runner(tmp_path, None, 1, Console(quiet=True)) as running:
+        with pytest.raises(UserError, match="cannot be read: delete it"):
+            running.run({RATES[0]: "first"})
+
+
+def test_a_study_that_another_process_runs_is_left(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(main.STUDIES, "tiny", tiny)
+    monkeypatch.setattr(sys, "argv", ["studies", "tiny", "--output", str(tmp_path)])
+    with lock(tmp_path / "tiny/runs"), pytest.raises(SystemExit) as exit_:
+        main.main()
+    assert exit_.value.code == 2
+    assert "Another process trains" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["spirl"], "did you mean spiral?"),
-        (["spiral", "--jobs", "0"], "--jobs is 0, but must be at least 1."),
+        (["spiral", "--jobs", "0"], "--jobs is 0, but must be in [1, 256]."),
+        (["spiral", "--jobs", "9" * 20], "but must be in [1, 256]."),
         (["spiral", "--output", "file"], "file/spiral cannot be written"),
         (["votes", "--quick", "--data-dir", "none"], "none is not a folder"),
         (["tiny"], "cannot be read: delete it to repeat its run."),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdrop.errors import UserError
-from kdrop.training.checkpoint import Checkpoint
+from kdrop.training.checkpoint import COLUMNS, Checkpoint
 
 
 def model(value):
@@ -16,7 +16,8 @@ def model(value):
 
 
 def history(epochs):
-    return {"epoch": list(range(1, epochs + 1)), "seconds": [0.5] * epochs}
+    columns = {name: [0.5] * epochs for name in sorted(COLUMNS)}
+    return {**columns, "epoch": list(range(1, epochs + 1))}
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def test_a_single_rate_is_a_tuple_of_one():
         ({"decay": -0.1}, "`decay` is -0.1"),
         ({"l2": -1.0}, r"`l2` is -1.0, but must be in \[0, 1000000\]"),
         ({"seed": -1}, "`seed` is -1"),
+        ({"width": 8}, "`width` is not for `model` spiral_mlp"),
         ({"data": "cifar10", "width": 0}, r"`width` is 0, but must be in \[1, 16384\]"),
     ],
 )

@@ -82,9 +82,6 @@ def mask(layer, batch):
     step = jax.jit(lambda *args: layer.stateless_call([], *args, training=True)[0])
     return process_allgather(step(state, ones), tiled=True)
 
-def trained(experiment, data, folder):
-    return run.train(experiment, data, progress.Checkpoint(folder), devices=shared)
-
 for name in names.split(","):
     experiment = EXPERIMENTS[name]
     data = run.load_data(experiment)
@@ -100,12 +97,13 @@ for name in names.split(","):
             if layer.name.startswith("drop")
         }
     folder = Path(f"{name}-{process}-of-{processes}")
-    runs = [
-        trained(replace(experiment, seed=seed), data, folder / str(seed))
-        for seed in range(3)
-    ]
-    results["losses"] = [run.history["loss"] for run in runs]
-    results["accuracy"] = [run.metrics["test_accuracy"] for run in runs]
+    runs = []
+    for seed in range(3):
+        checkpoint = progress.Checkpoint(folder / str(seed))
+        seeded = replace(experiment, seed=seed)
+        runs.append(run.train(seeded, data, checkpoint, devices=shared))
+    results["losses"] = [each.history["loss"] for each in runs]
+    results["accuracy"] = [each.metrics["test_accuracy"] for each in runs]
     np.savez(folder.with_suffix(".npz"), **results)
 """
 

@@ -178,7 +178,6 @@ def test_losses_of_layers_are_divided_by_the_number_of_examples():
     [
         ({"dropout": "TokenDropout"}, "spiral_mlp.* TokenDropout needs tokens, which"),
         ({"model": "alexnet"}, "alexnet .*convolutions take images .*(2,)"),
-        ({"width": 8}, "spiral_mlp .*unexpected keyword argument 'width'"),
         ({"rate": (0.1, 0.2)}, "`rate` must be one number, or one for each"),
     ],
 )

@@ -1,43 +1,24 @@
 """The command train.py: what it prints, exports and resumes, and how it ends."""
 
-import contextlib
 import csv
-import importlib.util
-import io
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from commands import SCRIPT, train
 
 from kdrop.training import comparison
 from kdrop.training.report import mean_and_spread
 
-SCRIPT = Path(__file__).parents[2] / "train.py"
 QUICK = "--train-size 300 --batch-size 50 --hidden 16 --epochs 4 --steps-per-epoch 5 "
 QUICK += "--passes 2 "
-
-
-def train(arguments, folder):
-    """Run the command in this process; returns its exit status and standard output."""
-    spec = importlib.util.spec_from_file_location("train", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["train.py", *arguments.split()])
-        with contextlib.redirect_stdout(output):
-            status = module.main()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return status, output.getvalue()
 
 
 def start(arguments, folder):
@@ -148,7 +129,7 @@ def test_a_start_without_resume_says_what_it_discards(monkeypatch, tmp_path, cap
         130,
         "none  nothing to resume with these settings\n",
     )
-    assert "The same command with --resume continues" in capsys.readouterr().err
+    assert "the same command starts anew" in capsys.readouterr().err
     ((experiment,), _) = comparison_of(QUICK + "--dropout none")
     (experiment_folder / experiment.key()).mkdir(parents=True)
     _, output = train(QUICK + "--dropout none", tmp_path)
@@ -171,6 +152,8 @@ def comparison_of(arguments):
         ("cifar10 --data-dir nowhere", "nowhere is not a folder"),
         ("--output file/models", "file/models cannot be written"),
         ("--output file", "file cannot be written"),
+        ("--tensorboard file", "file cannot be written"),
+        ("--process-id 5", "set KERAS_BACKEND=jax"),
         ("--model alexnet", "(height, width, channels)"),
         ("--mirror", "Only images"),
         ("--seed 4294967295 --seeds 2", "--seed is 4294967296"),
@@ -264,12 +247,15 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_a_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_with_a_sentence(number, status, tmp_path):
     process = start(LONG + "--epochs 100000", tmp_path)
     wait_for_checkpoint(tmp_path, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=600)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "--resume continues" in error and "Traceback" not in error
     assert not list(tmp_path.glob("saved_models/*/1"))
 
