@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import keras
@@ -18,8 +19,7 @@ import tensorflow as tf
 import kdrop
 from kdrop import backend, keras_internals
 from kdrop.ensemble.compiled_sampler import check_model
-from kdrop.errors import UserError
-from kdrop.layers.checks import is_integer, refuse
+from kdrop.errors import UserError, check, is_number
 from kdrop.serving.signatures import write_saved_model
 from kdrop.serving.versions import add_version
 
@@ -82,8 +82,8 @@ def export(
     ['entropy', 'mean', 'mutual_information', 'std']
     """
     check_model(model)
-    if not is_integer(passes) or not 1 <= passes <= MAX_PASSES:
-        refuse("passes", passes, f"an integer from 1 to {MAX_PASSES}")
+    fits = is_number(passes, Integral) and 1 <= passes <= MAX_PASSES
+    check("passes", passes, fits, f"an integer from 1 to {MAX_PASSES}")
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:
