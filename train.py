@@ -1,11 +1,9 @@
 """Train networks with dropout, compare them, and export them as SavedModels.
 
-    python train.py                            # the spiral: none, inverted, vanilla
-    python train.py cifar10 --train-size 5000  # the same three in a small AlexNet
-    python train.py --resume                   # continue after a stop
-    python train.py --help                     # every option, with its default
-
-README.md has more, also for several devices and machines.
+python train.py                            # the spiral: none, inverted, vanilla
+python train.py cifar10 --train-size 5000  # the same three in a small AlexNet
+python train.py --resume                   # continue after a stop
+python train.py --help                     # every option, with its default
 """
 
 import contextlib
@@ -51,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         console = Console(width=None if sys.stdout.isatty() else 132)
         with one_sentence("train.py", "train"), options_in_errors():
-            comparison, options = parse(
-                sys.argv[1:] if arguments is None else arguments
-            )
+            comparison, options = parse(arguments)
             devices = available(options)
             stop_on_signals()  # JAX has a handler of its own
             for path in compare(comparison, devices, console):

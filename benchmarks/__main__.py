@@ -12,7 +12,7 @@ from kdrop.errors import UserError, check_choice, one_sentence
 
 with one_sentence("benchmarks", "train,serve"):
     from benchmarks import harness, inference, layers, scaling, training
-    from kdrop.training.settings import check
+    from kdrop.training.fields import check
 
 SUBJECTS = {**layers.SUBJECTS, **inference.SUBJECTS, **training.SUBJECTS}
 COMPARISONS = {n: c for subject in SUBJECTS.values() for n, c in subject.items()}

@@ -11,8 +11,8 @@ with one_sentence("studies", "train"):
 
     from kdrop.serving.versions import check_writable
     from kdrop.training.checkpoint import lock
+    from kdrop.training.fields import check
     from kdrop.training.run import load_data
-    from kdrop.training.settings import check
     from studies.cifar import alexnet, family
     from studies.mnist import rate, regularisers, votes
     from studies.runner import Runner, usable_cores

@@ -1,4 +1,7 @@
-"""KServe's REST server of the models in a folder."""
+"""KServe's REST server of the models in a folder: limits, turns and routes.
+
+`served_model` makes the answers.
+"""
 
 import asyncio
 import contextlib

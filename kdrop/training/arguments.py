@@ -1,4 +1,7 @@
-"""The command line of train.py, made of the fields of three dataclasses."""
+"""The command line of train.py: an option for each field of the settings.
+
+Those are the fields of `Experiment`, `Comparison` and `DeviceOptions`.
+"""
 
 import argparse
 import contextlib
@@ -28,8 +31,8 @@ def parse(
     """The comparison that the arguments, or `sys.argv`, ask for, and its devices.
 
     Raises:
-        UserError: An unknown option or a wrong value. It names arguments, which
-            `options_in_errors` turns into options.
+        UserError: An unknown option or a wrong value. It names the field
+            (`batch_size`), which `options_in_errors` replaces by --batch-size.
     """
     parser = _Parser(
         prog="train.py",
@@ -53,13 +56,15 @@ def parse(
         options = [x for x in parser._option_string_actions if x.startswith("--")]
         check_choice("option", argument.partition("=")[0], options)
     values = vars(namespace)
-    common, devices = (
-        {f.name: values.pop(f.name) for f in fields(kind) if f.name in values}
-        for kind in (Comparison, DeviceOptions)
-    )
-    common: Any = {"vote_size": VOTE_SIZES.get(values["data"], 1), **common}
-    comparison = Comparison(experiments=_experiments(values), **common)
-    return comparison, DeviceOptions(**devices)
+
+    def values_of(kind) -> Any:
+        names = [field.name for field in fields(kind) if field.name in values]
+        return {name: values.pop(name) for name in names}
+
+    devices = DeviceOptions(**values_of(DeviceOptions))
+    common = values_of(Comparison)
+    common.setdefault("vote_size", VOTE_SIZES.get(values["data"], 1))
+    return Comparison(experiments=_experiments(values), **common), devices
 
 
 def _experiments(settings: dict[str, Any]) -> list[Experiment]:

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from kdrop.errors import UserError
 
+SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
+
 History = dict[str, list[float]]
 COLUMNS = {"epoch", "loss", "data_loss", "accuracy", "learning_rate", "seconds"}
 

@@ -21,6 +21,7 @@ from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
 from kdrop.training.export import export_best
+from kdrop.training.fields import check_settings, setting
 from kdrop.training.pipeline import batches
 from kdrop.training.report import results_table, vote_table
 from kdrop.training.run import (
@@ -31,7 +32,6 @@ from kdrop.training.run import (
     network,
     train,
 )
-from kdrop.training.settings import check_settings, setting
 
 CHECKPOINTS = ".unfinished"  # below the output folder; no model server reads it
 # Test examples of the vote: 50 samples of 1,000 CIFAR-10 images take about a minute.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdrop.errors import UserError, check_choice
-from kdrop.training.settings import check
+from kdrop.training.fields import check
 
 # The image sets of tensorflow-datasets, and the servers that they are downloaded from.
 # A new one needs a preset in `experiment` and a vote size in `comparison`, too.

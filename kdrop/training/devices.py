@@ -20,7 +20,7 @@ import numpy as np
 
 from kdrop import backend
 from kdrop.errors import UserError
-from kdrop.training.settings import check_settings, setting
+from kdrop.training.fields import check_settings, setting
 
 COUNT = "[1, 1024]"  # of devices or processes
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as lost

@@ -11,9 +11,10 @@ from typing import Any
 
 from kdrop import layers, schedules
 from kdrop.errors import UserError, check_choice
+from kdrop.layers.base import Drop
 from kdrop.models import MODELS
 from kdrop.schedules import Schedule
-from kdrop.training.settings import check, check_settings, setting
+from kdrop.training.fields import check, check_settings, setting
 
 # Each makes a schedule of the rate that a layer has before training.
 SCHEDULES: dict[str, Callable[[float], Schedule]] = {
@@ -119,8 +120,8 @@ class Experiment:
         network = _network_defaults(self.model)
         if self.width and "width" not in network:
             raise UserError(f"`width` is not for `model` {self.model}.")
-        layer_rate = getattr(getattr(layers, self.dropout, None), "rate", None)
-        if getattr(layer_rate, "fset", None) is None:
+        layer = getattr(layers, self.dropout, type(None))
+        if not issubclass(layer, Drop):  # it has no rate, or learns it
             usual = network.get("input_rate", 0.0)
             unset = {"rate": ((), (0.0,)), "schedule": ("constant",)}
             for name, values in {**unset, "input_rate": (usual, 0.0)}.items():

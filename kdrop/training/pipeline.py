@@ -5,7 +5,7 @@ import tensorflow as tf
 from kdrop.errors import UserError
 from kdrop.training.data import Part
 from kdrop.training.devices import ALONE, Devices
-from kdrop.training.settings import check
+from kdrop.training.fields import check
 
 
 def batches(

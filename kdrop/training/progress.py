@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdrop.errors import UserError
-from kdrop.training.checkpoint import Checkpoint, History
-
-SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
+from kdrop.training.checkpoint import SAVE_SECONDS, Checkpoint, History
 
 
 class Recorder(keras.callbacks.Callback):

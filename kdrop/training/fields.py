@@ -1,4 +1,4 @@
-"""Settings: fields of dataclasses that declare their help text and allowed values."""
+"""Fields of dataclasses of settings, with their help text and allowed values."""
 
 from dataclasses import field, fields
 from typing import Any
@@ -23,20 +23,18 @@ def setting(
 
 def check(name: str, number: Any, allowed: str, word: str | None = None) -> None:
     """Raise `UserError` unless the number is in the interval."""
-    low, high = map(float, allowed[1:-1].split(","))
-    if (
-        number == word
-        or not isinstance(number, str)
-        and (
-            low < number < high
-            or (number == low and allowed[0] == "[")
-            or (number == high and allowed[-1] == "]")
-        )
-    ):
+    if number == word or not isinstance(number, str) and _is_in(number, allowed):
         return
     rule = f"{word} or a number in {allowed}" if word else f"in {allowed}"
     shown = name if name.startswith("-") else f"`{name}`"  # an option or an argument
     raise UserError(f"{shown} is {number}, but must be {rule}.")
+
+
+def _is_in(number: Any, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    ends = {low} if interval[0] == "[" else set()
+    ends |= {high} if interval[-1] == "]" else set()
+    return low < number < high or number in ends
 
 
 def check_settings(settings: Any) -> None:
