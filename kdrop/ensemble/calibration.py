@@ -104,16 +104,18 @@ class Vote(NamedTuple):
 
 
 def vote(
-    model: keras.Model, inputs, passes: int, seed: int, verbose: int = 0
+    model: keras.Model,
+    inputs,
+    scaled: np.ndarray,
+    passes: int,
+    seed: int,
+    verbose: int = 0,
 ) -> Vote | None:
-    """Predict with weight scaling and with `kdrop.sample`, which gets the arguments.
+    """Predict with `kdrop.sample`, beside the model's outputs `scaled` at inference.
 
     Returns `None` if nothing is dropped, or if the outputs are not probabilities.
     """
-    if not active_drop_layers(model):
-        return None
-    scaled = model.predict(inputs, verbose=0)
-    if not are_probabilities(scaled):
+    if not active_drop_layers(model) or not are_probabilities(scaled):
         return None
     samples = sample(model, inputs, passes, seed=seed, verbose=verbose)
     return Vote(scaled, samples) if are_probabilities(samples) else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
@@ -20,12 +21,10 @@ from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
-from kdrop.training.export import export_best
+from kdrop.training.export import draw_comparison, export_best
 from kdrop.training.fields import check_settings, setting
-from kdrop.training.pipeline import batches
 from kdrop.training.report import results_table, vote_table
 from kdrop.training.run import (
-    EVALUATION_BATCH,
     Run,
     SeedRuns,
     load_data,
@@ -170,6 +169,12 @@ def _train_and_export(
     console.print(results_table(results))
     if any(result.best.vote is not None for result in results):
         console.print(vote_table(results, data))
+    with tempfile.TemporaryDirectory() as pictures:
+        draw_comparison(results, data, Path(pictures))
+        return _export_all(comparison, results, data, Path(pictures))
+
+
+def _export_all(comparison, results, data, pictures: Path) -> list[Path]:
     paths = []
     for result, folder in zip(results, comparison.folders(), strict=True):
         checkpoints = [comparison.checkpoint(run.experiment) for run in result.runs]
@@ -180,7 +185,7 @@ def _train_and_export(
         }
         paths.append(
             _version_of(folder, record["checkpoints"])
-            or export_best(result, results, data, folder, record)
+            or export_best(result, data, folder, record, pictures)
         )
     return paths
 
@@ -245,10 +250,10 @@ def _train_one(experiment, comparison, data, devices, console) -> Run:
     if not comparison.passes or devices.processes > 1:
         return run
     part = data.test.first(comparison.vote_size)
-    inputs = batches(part, EVALUATION_BATCH, epochs=1)
     seed, verbose = experiment.seed, int(console.is_terminal)
     model: Any = run.model
-    result = vote(model, inputs, comparison.passes, seed, verbose)
+    inputs, scaled = np.float32(part.inputs), run.probabilities[: len(part.targets)]
+    result = vote(model, inputs, scaled, comparison.passes, seed, verbose)
     if result is None:
         return run
     metrics = {**run.metrics, **result.metrics(part.targets)}

@@ -1,5 +1,6 @@
 """The exported models of a comparison, with their record and pictures."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -22,16 +23,16 @@ CHUNK = 1000  # inputs of one call of the model
 
 def export_best(
     result: SeedRuns,
-    results: Sequence[SeedRuns],
     data: Data,
     folder: Path,
     record: Mapping[str, Any],
+    pictures: Path,
 ) -> Path:
     """Export the best seed's model as the next version of `folder`.
 
     Args:
         result: The experiment to export.
-        results: All experiments of the comparison; the pictures show them side by side.
+        pictures: The folder of the comparison's pictures, which are copied.
         record: Entries of `experiment.json` besides settings, rates and metrics;
             `passes` among them is also the number of samples of the signature `sample`.
     """
@@ -49,34 +50,43 @@ def export_best(
             **record,
         },
         history=best.history,
-        draw=partial(_draw, best, results, data),
+        draw=partial(_draw, best, data, pictures),
         passes=record["passes"] or PASSES,
     )
 
 
-def _draw(best: Any, results: Sequence[SeedRuns], data: Data, folder: Path) -> None:
-    """The pictures of one run, beside the curves, regions and votes of the others."""
-    name, bests = best.experiment.dropout, {each.name: each.best for each in results}
-    histories = {each: run.history for each, run in bests.items()}
+def draw_comparison(results: Sequence[SeedRuns], data: Data, folder: Path) -> None:
+    """The pictures that show the best runs of all experiments side by side."""
+    bests: dict[str, Any] = {result.name: result.best for result in results}
+    histories = {name: run.history for name, run in bests.items()}
     curve_plots.curves(folder / "curves.png", histories)
-    images, labels = data.test.inputs.ndim > 2, data.labels
-    predict = {each: partial(_predict, run.model) for each, run in bests.items()}
+    votes = {name: run.vote for name, run in bests.items()}
+    sizes = [len(vote.weight_scaling) for vote in votes.values() if vote is not None]
+    if sizes:
+        targets = data.test.targets[: sizes[0]]
+        curve_plots.sample_counts(folder / "passes.png", votes, targets)
+    if data.test.inputs.ndim == 2:
+        predict = {name: partial(_predict, run.model) for name, run in bests.items()}
+        file = folder / "regions.png"
+        prediction_plots.regions(file, predict, *data.test, data.labels)
+
+
+def _draw(best: Any, data: Data, pictures: Path, folder: Path) -> None:
+    """The pictures of one run, beside those of the comparison."""
+    shutil.copytree(pictures, folder, dirs_exist_ok=True)
+    name, labels = best.experiment.dropout, data.labels
+    images = data.test.inputs.ndim > 2
     if images:
-        title = f"{name}, test set"
-        probabilities = _predict(best.model, data.test.inputs)
+        title, probabilities = f"{name}, test set", best.probabilities
         file = folder / "predictions.png"
         prediction_plots.predictions(file, title, *data.test, probabilities, labels)
         file, predicted = folder / "confusion.png", probabilities.argmax(axis=1)
         prediction_plots.confusion(file, title, data.test.targets, predicted, labels)
-    else:
-        prediction_plots.regions(folder / "regions.png", predict, *data.test, labels)
     if best.vote is None:
         return
     samples = best.vote.samples
     part = data.test.first(samples.shape[1])
     title = f"{name}, {test_examples(data, len(part.targets))}"
-    votes = {each: run.vote for each, run in bests.items()}
-    curve_plots.sample_counts(folder / "passes.png", votes, part.targets)
     forecasts = dict(zip(PREDICTIONS.values(), best.vote.predictions(), strict=True))
     file = folder / "reliability.png"
     curve_plots.calibration(file, title, forecasts, part.targets)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
@@ -38,6 +39,7 @@ class Run:
     history: History  # columns of equal length, one row an epoch
     # Accuracy and loss of each part (`test_accuracy`), the vote's measures, `seconds`.
     metrics: dict[str, float]
+    probabilities: Any = None  # array (test examples, classes), at inference
     vote: Vote | None = None  # on examples of the test part
 
 
@@ -159,11 +161,21 @@ def train(
         if first_epoch < experiment.epochs:
             with recorder.bar:
                 _fit(model, experiment, data, first_epoch, callbacks, devices)
-        metrics = evaluate(model, data, devices)
-    metrics["seconds"] = history["seconds"][-1]
+        examples = _evaluation(data.train, devices)
+        results: Any = model.evaluate(examples, verbose=0, return_dict=True)
     if devices.count > 1:  # reload it as a model of one device
         model = _synchronised(checkpoint.load()[0])
-    return Run(experiment, model, history, metrics)
+    metrics = {"train_accuracy": results["accuracy"]}
+    metrics["train_loss"] = results["data_loss"]
+    if "val_accuracy" in history:  # measured after the last epoch
+        metrics["validation_accuracy"] = history["val_accuracy"][-1]
+        metrics["validation_loss"] = history["val_data_loss"][-1]
+    inputs, targets = data.test
+    probabilities = model.predict(np.float32(inputs), EVALUATION_BATCH, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy()(targets, probabilities)
+    metrics["test_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == targets))
+    metrics["test_loss"], metrics["seconds"] = float(loss), history["seconds"][-1]
+    return Run(experiment, model, history, metrics, probabilities)
 
 
 def _fit(model, experiment, data, first_epoch, callbacks, devices) -> None:
@@ -215,20 +227,6 @@ def _schedules(experiment, data, model) -> dict[Any, Schedule]:
         layer: SCHEDULES[experiment.schedule](initial.get_layer(layer.name).rate)
         for layer in rated_layers(model)
     }
-
-
-def evaluate(
-    model: keras.Model, data: Data, devices: Devices = ALONE
-) -> dict[str, float]:
-    """Accuracy and data loss (nats) at inference on each part that has examples."""
-    metrics = {}
-    for name in ("train", "validation", "test"):
-        if len((part := getattr(data, name)).targets):
-            examples = _evaluation(part, devices)
-            results: Any = model.evaluate(examples, verbose=0, return_dict=True)
-            metrics[f"{name}_accuracy"] = results["accuracy"]
-            metrics[f"{name}_loss"] = results["data_loss"]
-    return metrics
 
 
 def _evaluation(part: Part, devices: Devices) -> tf.data.Dataset:

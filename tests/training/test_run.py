@@ -10,8 +10,6 @@ from rich.console import Console
 from runs import StopAfter, run, small
 
 from kdrop.errors import UserError
-from kdrop.training import run as module
-from kdrop.training.data import Data, Part
 from kdrop.training.run import (
     Run,
     SeedRuns,
@@ -207,9 +205,12 @@ def test_the_best_of_the_seeds_has_the_best_validation_accuracy():
     assert SeedRuns(runs).best is runs[1]
 
 
-def test_a_part_without_examples_has_no_metrics(finished):
-    result, _, _ = finished
-    part = Part(np.zeros((4, 2), "float32"), np.zeros(4, "int32"))
-    data = Data("spiral", part, part.first(0), part, labels=("a", "b", "c"))
-    names = module.evaluate(result.model, data)
-    assert {name.partition("_")[0] for name in names} == {"train", "test"}
+def test_metrics_are_those_of_evaluate(finished):
+    result = finished[0]
+    data = load_data(result.experiment)
+    for name in ("train", "validation", "test"):
+        part = getattr(data, name)
+        measured = result.model.evaluate(*part, 500, verbose=0, return_dict=True)
+        assert result.metrics[f"{name}_accuracy"] == pytest.approx(measured["accuracy"])
+        loss = pytest.approx(measured["data_loss"], rel=1e-5)
+        assert result.metrics[f"{name}_loss"] == loss
