@@ -31,7 +31,8 @@ def silent_start():
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet
+    for number in signal.SIGINT, signal.SIGTERM:  # there is nothing to save yet
+        signal.signal(number, lambda number, _: os._exit(128 + number))
     try:
         with silent_start():
             from rich.console import Console

@@ -79,7 +79,7 @@ class SpatialDropout2D(SpatialDropout):
 
 @keras.saving.register_keras_serializable("kdrop")
 class SpatialDropout3D(SpatialDropout):
-    """`SpatialDropout2D` of volumes: maps of depth, height and width.
+    """`SpatialDropout2D` of volumes `(batch, depth, height, width, channels)`.
 
     >>> layer = kdrop.SpatialDropout3D(0.5, seed=1, name="drop")
     >>> outputs = layer(keras.ops.ones((1, 4, 4, 4, 6)), training=True)

@@ -28,7 +28,8 @@ class StandoutDropout(Noise):
             `beta` is, the fewer units are dropped.
         **kwargs: Those of `InvertedDropout`, whose errors hold too.
 
-    Input and output shape: `(batch, ..., units)`, of a known number of units.
+    Input and output shape: `(batch, ..., units)`, of a known number of units. Weight
+    shape: `(units, units)`.
 
     >>> layer = kdrop.StandoutDropout(alpha=0.0, seed=1, name="drop")
     >>> print(keras.ops.convert_to_numpy(layer(keras.ops.ones((2, 6)), training=True)))

@@ -60,7 +60,7 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
 
 def _check_at_run_time(inputs, noise_shape):
     """`check_broadcast` for the sizes that were unknown when it ran."""
-    sizes = ops.shape(inputs)[-len(noise_shape) :]
+    sizes = ops.shape(inputs)[len(inputs.shape) - len(noise_shape) :]
     fits = [
         actual == size
         for size, actual in zip(noise_shape, sizes, strict=True)

@@ -53,6 +53,8 @@ class Checkpoint:
                 raise ValueError("history.json does not have a row for each epoch")
             history = {name: history[name][:rows] for name in history}
             return keras.models.load_model(path), history
+        except (MemoryError, PermissionError):  # the file may be sound
+            raise
         except Exception as error:  # a damaged file can raise anything
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(
@@ -73,13 +75,15 @@ class Checkpoint:
                 older.unlink()
 
     def digest(self) -> str:
-        """A hash of the saved epoch, which no other run has."""
+        """A hash of the saved epoch, which no other run has; empty if none is saved."""
+        if not self.saved:
+            return ""
         return hashlib.sha256(self.saved[-1].read_bytes()).hexdigest()
 
     def discard(self) -> bool:
         """Delete the folder and return whether there was one."""
         existed = self.folder.exists()
-        for path in self.saved:  # first: without them the rest counts for nothing
+        for path in self.saved:  # first: a folder without them is no checkpoint
             path.unlink()
         if self.folder.is_symlink():
             self.folder.unlink()

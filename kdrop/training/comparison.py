@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.versions import check_name, check_writable
+from kdrop.serving.versions import check_name, check_writable, versions
 from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
@@ -33,6 +33,7 @@ from kdrop.training.run import (
 )
 
 CHECKPOINTS = ".unfinished"  # below the output folder; no model server reads it
+MAX_RUNS = 500  # each holds the file of its lock
 # Test examples of the vote: 50 samples of 1,000 CIFAR-10 images take about a minute.
 VOTE_SIZES = {"spiral": 3000, "cifar10": 1000, "mnist": 10000}
 
@@ -53,6 +54,9 @@ class Comparison:
 
     def __post_init__(self):
         check_settings(self)
+        if len(self.runs()) > MAX_RUNS:
+            rule = f"must make at most {MAX_RUNS} runs, not {len(self.runs())}"
+            raise UserError(f"`seeds` is {self.seeds}, but with these layers {rule}.")
         if self.name is not None:
             try:
                 for name in (self.name, *(folder.name for folder in self.folders())):
@@ -112,11 +116,10 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
     shared = {"seeds": comparison.seeds, "resume": comparison.resume, "dropout": names}
     for settings in (shared, *map(asdict, comparison.experiments)):
         devices.check_equal(settings)
-    finished = devices.agree(comparison.resume and bool(comparison.exported()))
     if devices.process:
         with tempfile.TemporaryDirectory() as folder:
             comparison = replace(comparison, output=Path(folder), tensorboard=None)
-            if not finished:
+            if not devices.agree(False):
                 _train_all(comparison, _load(comparison), devices, Console(quiet=True))
         return []
     check_writable(comparison.output)
@@ -128,16 +131,18 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
         check_writable(comparison.tensorboard)
     try:
         with _locked(comparison):
-            if finished:  # a stop in the clean-up
-                paths = comparison.exported()
-            else:
+            paths = comparison.exported() if comparison.resume else []
+            if not devices.agree(bool(paths)):  # else the clean-up was interrupted
                 comparison.mark.unlink(missing_ok=True)
                 paths = _train_and_export(comparison, devices, console)
                 names = [str(path.relative_to(comparison.output)) for path in paths]
                 write(comparison.mark, json.dumps(names))
-            for run in comparison.runs():
-                comparison.checkpoint(run).discard()
-        comparison.mark.unlink(missing_ok=True)  # last, and only now all is done
+            checkpoints = [x for path in paths for x in _record(path)["checkpoints"]]
+            for checkpoint in map(comparison.checkpoint, comparison.runs()):
+                # Another command may have begun the run anew.
+                if checkpoint.digest() in ["", *checkpoints]:
+                    checkpoint.discard()
+        comparison.mark.unlink(missing_ok=True)  # last: nothing is left to be deleted
         return paths
     except (OSError, MemoryError, tf.errors.ResourceExhaustedError) as error:
         reason = (str(error) or "The memory is full").splitlines()[0]
@@ -184,20 +189,26 @@ def _export_all(comparison, results, data, pictures: Path) -> list[Path]:
             "checkpoints": [checkpoint.digest() for checkpoint in checkpoints],
         }
         paths.append(
-            _version_of(folder, record["checkpoints"])
+            _version_with(record, folder)
             or export_best(result, data, folder, record, pictures)
         )
     return paths
 
 
-def _version_of(folder: Path, checkpoints: list[str]) -> Path | None:
-    """The version that was exported from these checkpoints before a stop."""
-    for file in folder.glob("[!.]*/experiment.json"):
-        with contextlib.suppress(Exception):  # a damaged file can raise anything
-            recorded = json.loads(file.read_text())["checkpoints"]
-            if recorded == checkpoints and _is_version(file.parent):
-                return file.parent
+def _version_with(record: dict[str, Any], folder: Path) -> Path | None:
+    """The version that was exported with this record, from these checkpoints."""
+    for path in versions(folder).values():
+        if _is_version(path) and record.items() <= _record(path).items():
+            return path
     return None
+
+
+def _record(version: Path) -> dict[str, Any]:
+    """What `experiment.json` of a version records; without it, no checkpoints."""
+    with contextlib.suppress(Exception):  # a damaged file can raise anything
+        record = json.loads((version / "experiment.json").read_text())
+        return {**record, "checkpoints": list(record["checkpoints"])}
+    return {"checkpoints": []}
 
 
 def _is_version(path: Path) -> bool:
@@ -229,8 +240,8 @@ def _train_all(
 
 def _train_one(experiment, comparison, data, devices, console) -> Run:
     """Train or resume one run, and let its Monte Carlo samples vote."""
-    seed = f" seed {experiment.seed}" if comparison.seeds > 1 else ""
-    label = experiment.dropout + seed
+    suffix = f" seed {experiment.seed}" if comparison.seeds > 1 else ""
+    label = experiment.dropout + suffix
     checkpoint = comparison.checkpoint(experiment)
     if comparison.resume:
         if not checkpoint.saved:

@@ -170,7 +170,8 @@ def _download(builder, home):
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:  # of the network, the server or the disk
-        raise UserError(f"{builder.name} could not be downloaded: {error}") from error
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{builder.name} could not be downloaded: {reason}") from error
 
 
 def _reachable(host):

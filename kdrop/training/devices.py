@@ -7,6 +7,7 @@ depend on the number of devices.
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -147,12 +148,14 @@ def join(options: DeviceOptions) -> Devices:
 
     processes, process_id = options.processes, options.process_id
     coordinator = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator:
+        _check_address(coordinator)
     if processes and (process_id or 0) >= processes:
         rule = f"of {processes} processes must be from 0 to {processes - 1}"
         raise UserError(f"`process_id` is {process_id}, but {rule}.")
     if processes != 1 and (processes or process_id is not None or coordinator):
-        if coordinator:
-            _check_coordinator(coordinator, process_id, options.wait)
+        if coordinator and process_id:
+            _wait_for(coordinator, options.wait)
         try:
             jax.distributed.initialize(
                 coordinator, processes, process_id,
@@ -171,13 +174,17 @@ def join(options: DeviceOptions) -> Devices:
     return Devices(jax.device_count(), jax.process_index(), jax.process_count(), scope)
 
 
-def _check_coordinator(coordinator: str, process_id: int | None, wait: int) -> None:
-    """Wait until the coordinator accepts a connection, unless this may be it."""
+def _check_address(coordinator: str) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UserError(f"`coordinator` is {coordinator!r}, but must be HOST:PORT.")
-    deadline = time.monotonic() + wait
-    while process_id:
+
+
+def _wait_for(coordinator: str, seconds: int) -> None:
+    """Wait until the coordinator accepts a connection."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
         try:
             return socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:  # refused at once until process 0 listens

@@ -26,8 +26,8 @@ def check(name: str, number: Any, allowed: str, word: str | None = None) -> None
     if number == word or not isinstance(number, str) and _is_in(number, allowed):
         return
     rule = f"{word} or a number in {allowed}" if word else f"in {allowed}"
-    shown = name if name.startswith("-") else f"`{name}`"  # an option or an argument
-    raise UserError(f"{shown} is {number}, but must be {rule}.")
+    quoted = name if name.startswith("-") else f"`{name}`"  # an option or an argument
+    raise UserError(f"{quoted} is {number}, but must be {rule}.")
 
 
 def _is_in(number: Any, interval: str) -> bool:

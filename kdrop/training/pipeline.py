@@ -23,7 +23,8 @@ def batches(
 
     An epoch is one pass over the part; its last batch holds the remainder. The order of
     the examples and their augmentation are functions of (`shuffle_seed`, epoch,
-    example) alone, so that a pipeline may start at any step.
+    example) alone: a pipeline that starts at `first_step` continues exactly where an
+    interrupted one stopped.
 
     Where the examples of a batch cannot be divided evenly among the devices, the last
     example is repeated, and the batches are triples with a weight for each example: 0
@@ -33,6 +34,7 @@ def batches(
     Args:
         batch_size: Examples in a batch, of all devices together.
         epochs: Number of epochs, including what `first_step` skips; no end if `None`.
+        first_step: Number of batches to skip.
         shuffle_seed: Shuffles each epoch anew; the order of the part if `None`.
         mirror: Mirror half of the images, left to right.
         shift: Largest shift of the images each way in pixels, the border reflected.

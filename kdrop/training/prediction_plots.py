@@ -2,8 +2,8 @@
 
 Each function writes the PNG at `path`. `images` are uint8 `(n, height, width, 3 or 1)`,
 `points` `(n, 2)`, `targets` integer classes `(n,)` named `labels`, `probabilities`
-`(n, classes)`, which `predict` is a function to from float32 points. `title` names the
-run and the part of the data set.
+`(n, classes)`. `predict` maps float32 points to probabilities. `title` names the run
+and the part of the data set.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
 """train.py under stress: kills, full disks, damaged files, two processes at once.
 
-`pytest -m slow -s tests/training/test_stress.py` prints the figures.
+`pytest -m slow -s tests/training/test_run_stress.py` prints the figures.
 """
 
 import collections
