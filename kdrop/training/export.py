@@ -73,7 +73,8 @@ def draw_comparison(results: Sequence[SeedRuns], data: Data, folder: Path) -> No
 
 def _draw(best: Any, data: Data, pictures: Path, folder: Path) -> None:
     """The pictures of one run, beside those of the comparison."""
-    shutil.copytree(pictures, folder, dirs_exist_ok=True)
+    others = shutil.ignore_patterns("passes.png") if best.vote is None else None
+    shutil.copytree(pictures, folder, ignore=others, dirs_exist_ok=True)
     name, labels = best.experiment.dropout, data.labels
     images = data.test.inputs.ndim > 2
     if images:

@@ -197,6 +197,15 @@ def test_a_noise_shape_that_turns_out_not_to_fit_is_refused():
         call(tf.ones((4, 9)))
 
 
+def test_an_empty_noise_shape_is_one_decision():
+    layer = kdrop.InvertedDropout(0.5, noise_shape=(), seed=1, name="drop")
+    call = tf.function(
+        lambda x: layer(x, training=True), input_signature=[tf.TensorSpec((None, 8))]
+    )
+    values = [np.unique(call(tf.ones((64, 8)))).tolist() for _ in range(20)]
+    assert [0] in values and [2] in values and len(sum(values, [])) == 20
+
+
 def test_in_a_recurrent_cell():
     class Cell(keras.layers.SimpleRNNCell):
         def __init__(self):

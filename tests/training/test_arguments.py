@@ -87,6 +87,11 @@ def test_names_of_the_folders():
         ("--epochs 9223372036854775808", "--epochs is 9223372036854775808, but must"),
         ("--batch-size 99999999999999999999", "--batch-size is 99999999999999999999,"),
         ("--seeds 99999999999999999999", "must be in [1, 100]"),
+        (
+            "--seeds 100 --dropout none,InvertedDropout,VanillaDropout,GaussianDropout,"
+            "UniformDropout,AlphaDropout",
+            "--seeds is 100, but with these layers must make at most 500 runs",
+        ),
         (f"--seeds {10**30}", "must be in [1, 100]"),
         (f"--epochs {'9' * 5000}", "--epochs: invalid int value"),
         ("--train-size 0", "--train-size is 0, but must be in [1, 1000000]"),

@@ -177,15 +177,15 @@ def test_xla_on_several_devices_is_rejected(tmp_path, pair):
 def test_a_coordinator_that_does_not_answer_is_reported():
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
-        module._check_coordinator(f"localhost:{port}", 1, wait=0)
+        module._wait_for(f"localhost:{port}", 0)
     with pytest.raises(UserError, match=f"localhost:{port} does not answer"):
-        module._check_coordinator(f"localhost:{port}", 1, wait=0)
+        module._wait_for(f"localhost:{port}", 0)
 
 
 @pytest.mark.parametrize("address", ["first", "first:", ":9876", "first:x", "a:70000"])
 def test_a_malformed_coordinator_is_rejected(address):
     with pytest.raises(UserError, match="`coordinator` is .* but must be HOST:PORT"):
-        module._check_coordinator(address, 1, wait=0)
+        module._check_address(address)
 
 
 def test_wrong_numbers_of_processes_are_rejected(monkeypatch):

@@ -29,22 +29,21 @@ def stop(*_, **__):
     raise KeyboardInterrupt
 
 
+def saves_two(checkpoint, model, history, save=Checkpoint.save):
+    save(checkpoint, model, history)
+    if history["epoch"][-1] == 2:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Folders of a command: stopped after two epochs, and before the export."""
     folder = tmp_path_factory.mktemp("trained")
-    save = Checkpoint.save
-
-    def save_two(checkpoint, model, history):
-        save(checkpoint, model, history)
-        if history["epoch"][-1] == 2:
-            raise KeyboardInterrupt
-
     for name in "stopped", "finished":
         (folder / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdrop.training.progress.SAVE_SECONDS", 0)
-        patch.setattr(Checkpoint, "save", save_two)
+        patch.setattr(Checkpoint, "save", saves_two)
         assert train(QUICK, folder / "stopped")[0] == 130
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "export_best", stop)
@@ -199,6 +198,18 @@ def test_a_stop_in_the_clean_up_exports_nothing_again(kind, finished, monkeypatc
     assert output.endswith("saved saved_models/spiral-none/1\n")
     assert versions(finished) == ["1"]
     assert os.listdir(finished / "saved_models") == ["spiral-none"]
+
+
+def test_the_clean_up_leaves_what_another_command_began(finished, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "discard", stop)
+        assert train(RESUME, finished)[0] == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", saves_two)
+        patch.setattr("kdrop.training.progress.SAVE_SECONDS", 0)
+        assert train(f"{QUICK} --name other", finished)[0] == 130
+    assert train(RESUME, finished)[0] == 0
+    assert (run_folder(finished) / "epoch-0000002.keras").exists()
 
 
 def test_a_deleted_version_is_exported_again(finished, monkeypatch):
