@@ -80,9 +80,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"the output folder {folder} cannot be written: {error.strerror}"
-        ) from None
+        sentence = f"the folder {folder} cannot be written: {error.strerror}"
+        raise UserError(sentence) from None
 
 
 def add_version(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -96,10 +95,7 @@ def add_version(folder: Path, write: Callable[[Path], None]) -> Path:
     """
     check_name(folder.name)
     check_writable(folder)
-    for partial in folder.glob(f"{PARTIAL}*"):
-        with contextlib.suppress(OSError), (partial / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(partial, ignore_errors=True)  # its process was killed
+    remove_partial(folder)
     with _partial(folder) as version:
         write(version)
         version.chmod(0o755)  # a model server may run as another user
@@ -112,17 +108,26 @@ def add_version(folder: Path, write: Callable[[Path], None]) -> Path:
                     raise
 
 
+def remove_partial(folder: Path) -> None:
+    """Delete what killed exports left in a model's folder, if it exists."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError), (partial / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process is gone
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _partial(folder: Path):
     """An empty folder for a version, deleted at the end unless it was renamed."""
-    lock = None
-    while lock is None:
+    while True:
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         # Another process may delete the folder before it is locked.
         with contextlib.suppress(FileNotFoundError):
-            file = (partial / LOCK).open("w")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            lock = file if (partial / LOCK).exists() else file.close()
+            lock = (partial / LOCK).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (partial / LOCK).exists():
+                break
+            lock.close()
     try:
         (partial / "version").mkdir()
         yield partial / "version"

@@ -8,7 +8,13 @@ import pytest
 
 from kdrop.errors import UserError
 from kdrop.serving import export
-from kdrop.serving.versions import PARTIAL, add_version, model_folders, versions
+from kdrop.serving.versions import (
+    PARTIAL,
+    add_version,
+    model_folders,
+    remove_partial,
+    versions,
+)
 
 
 def write(partial):
@@ -86,6 +92,19 @@ def test_the_next_export_deletes_what_a_killed_one_left(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
     assert (folder / "2" / "saved_model.pb").stat().st_size == 2_000_000
     assert [path.name for path in (folder / "2").iterdir()] == ["saved_model.pb"]
+
+
+def test_what_an_export_killed_after_its_rename_left_is_removed(tmp_path):
+    remove_partial(tmp_path / "missing")
+    killed = """
+import os, shutil
+shutil.rmtree = lambda *_, **__: os._exit(9)
+""" + EXPORT.replace("sys.stdin.readline()", "")
+    command = [sys.executable, "-c", killed, str(tmp_path / "spiral")]
+    assert subprocess.run(command, timeout=60).returncode == 9
+    (left,) = (tmp_path / "spiral").glob(f"{PARTIAL}*")
+    remove_partial(tmp_path / "spiral")
+    assert [path.name for path in left.parent.iterdir()] == ["1"]
 
 
 REFUSED = ["a:predict", "123", "\u0661\u0662", "modèle", "a b", "-a", ".a", "a\n"]
