@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.versions import check_name, check_writable, versions
+from kdrop.serving.versions import check_name, check_writable, remove_partial, versions
 from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
@@ -142,6 +142,8 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
                 # Another command may have begun the run anew.
                 if checkpoint.digest() in ["", *checkpoints]:
                     checkpoint.discard()
+            for folder in comparison.folders():
+                remove_partial(folder)
         comparison.mark.unlink(missing_ok=True)  # last: nothing is left to be deleted
         return paths
     except (OSError, MemoryError, tf.errors.ResourceExhaustedError) as error:
