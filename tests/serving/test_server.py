@@ -57,6 +57,21 @@ def test_the_newest_version_that_can_be_loaded_is_served(
     assert models.get_model("model").version == "2"
 
 
+def test_a_loaded_version_that_breaks_is_served_on_and_not_tried_again(
+    served, plain_path, tmp_path, caplog, monkeypatch
+):
+    shutil.copytree(plain_path, tmp_path / "model" / "1")
+    models, loads, load = served(tmp_path / "model"), [], tf.saved_model.load
+    monkeypatch.setattr(tf.saved_model, "load", lambda x: (loads.append(x), load(x))[1])
+    models.refresh()
+    for content in (b"broken", b"broken again"):
+        (tmp_path / "model" / "1" / "saved_model.pb").write_bytes(content)
+        for _ in range(3):
+            models.refresh()
+    assert models.get_model("model").ready and caplog.text.count("skipped") == 1
+    assert len(loads) == 3  # once for each change of the files
+
+
 def test_a_version_whose_warm_up_fails_is_skipped(served, exported_path, tmp_path):
     shutil.copytree(exported_path, tmp_path / "model" / "1")
     (tmp_path / "model" / "1" / WARM_UP).write_bytes(b"not a record")
