@@ -65,8 +65,9 @@ class ServedFolder(ModelRepository):
 
     def _load(self, path: Path) -> bool:
         """Load a version if its files are new; return whether it is served."""
-        loaded, files = self.models.get(path.parent.name), None
+        loaded = self.models.get(path.parent.name)
         is_loaded = loaded is not None and loaded.path == path
+        files = None
         try:
             check_link(path, path.parent)
             files = files_of(path, path.parent)
@@ -111,8 +112,6 @@ def _is_gone(version: Path, root: Path) -> bool:
     try:
         check_link(version.parent, root)
         os.lstat(version)
-    except (FileNotFoundError, NotADirectoryError, LinkError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError, LinkError))
     return False
