@@ -155,7 +155,7 @@ class ServedModel(Model):
         parts = []
         start = 0
         while start < rows:
-            part_rows = self._part_rows.get(signature.name, 0)  # below 1: a row is long
+            part_rows = self._part_rows.get(signature.name, 1)  # below 1: a row is long
             if rows > part_rows:
                 yield
             count = min(max(1, int(part_rows)), rows - start)
