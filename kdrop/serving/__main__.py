@@ -11,10 +11,11 @@ import argparse
 import signal
 import socket
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from kdrop.errors import UserError, one_sentence
-from kdrop.serving.limits import MEANINGS, Limits
+from kdrop.serving.limits import Limits
 from kdrop.serving.versions import model_folders
 
 
@@ -37,14 +38,12 @@ def main() -> None:
     parser.add_argument(
         "--port", type=int, default=8501, help="0: any free port (default: %(default)s)"
     )
-    for (name, default), meaning in zip(
-        Limits._field_defaults.items(), MEANINGS, strict=True
-    ):
+    for limit in fields(Limits):
         parser.add_argument(
-            f"--{name.replace('_', '-')}",
+            f"--{limit.name.replace('_', '-')}",
             type=_positive,
-            default=default,
-            help=f"limit of {meaning} (default: %(default)s)",
+            default=limit.default,
+            help=f"limit of {limit.metadata['help']} (default: %(default)s)",
         )
     options = parser.parse_args()
     folder, host, port = options.folder, options.host, options.port
@@ -60,7 +59,7 @@ def main() -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError, UnicodeError) as error:
             raise UserError(f"{host} port {port} cannot be used: {error}") from None
         # KServe takes seconds to import: the arguments are checked first.
         from kdrop.serving import server
@@ -72,7 +71,7 @@ def main() -> None:
         models.refresh()
         if not models.models:
             raise UserError(f"no model in {folder} can be loaded")
-        limits = Limits(*(getattr(options, name) for name in Limits._fields))
+        limits = Limits(**{x.name: getattr(options, x.name) for x in fields(Limits)})
         server.run(models, listener, limits)
 
 

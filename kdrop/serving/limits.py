@@ -1,14 +1,13 @@
 """How much the server lets a request ask for: options of `python -m kdrop.serving`."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True)
+class Limits:
     """The largest values; a request beyond them gets 413, or 503 for the last."""
 
-    max_rows: int = 20_000  # rows of a request
-    max_bytes: int = 2**23  # bytes of a request's body
-    max_requests: int = 64  # requests that are being answered at the same time
-
-
-MEANINGS = ("rows of a request", "bytes of a request's body", "requests at one time")
+    max_rows: int = field(default=20_000, metadata={"help": "rows of a request"})
+    max_bytes: int = field(default=2**23, metadata={"help": "bytes of a request"})
+    max_values: int = field(default=10**6, metadata={"help": "values of an answer"})
+    max_requests: int = field(default=64, metadata={"help": "requests at one time"})

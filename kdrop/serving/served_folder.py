@@ -14,6 +14,7 @@ from kdrop.serving.versions import (
     LinkError,
     check_link,
     check_name,
+    files_of,
     model_folders,
     models_below,
     versions,
@@ -42,13 +43,17 @@ class ServedFolder(ModelRepository):
         """Load new models, versions and files, and withdraw models that are gone."""
         if self._is_one_model is None and (first := model_folders(self.folder)):
             self._is_one_model = first == [self.folder]
-        one = self._is_one_model
-        for folder in [self.folder] if one else models_below(self.folder):
+        folders = [self.folder]
+        if not self._is_one_model:  # a version among models is reported
+            folders = models_below(self.folder) + [*versions(self.folder).values()]
+            self._broken.pop(self.folder, None)
+        for folder in dict.fromkeys(folders):
             try:
                 check_name(folder.name)
                 check_link(folder, self.folder)
                 # A version that is loaded and unchanged, or could be loaded.
                 any(self._load(path) for path in reversed(versions(folder).values()))
+                self._broken.pop(folder, None)
             except Exception as error:
                 self._report(folder, error)
         for name, model in [*self.models.items()]:
@@ -60,24 +65,23 @@ class ServedFolder(ModelRepository):
 
     def _load(self, path: Path) -> bool:
         """Load a version if its files are new; return whether it is served."""
-        loaded, files = self.models.get(path.parent.name), None
+        loaded = self.models.get(path.parent.name)
         is_loaded = loaded is not None and loaded.path == path
+        files = None
         try:
             check_link(path, path.parent)
-            files = []
-            for file in sorted(path.rglob("*")):
-                check_link(file, path.parent)
-                files.append((file, file.stat().st_mtime_ns, file.stat().st_size))
-            if files == (loaded.files if is_loaded else self._broken.get(path)):
-                return is_loaded
-            model = ServedModel(path)
+            files = files_of(path, path.parent)
+            if not (is_loaded and files == loaded.files):
+                if files == self._broken.get(path):
+                    return is_loaded
+                model = ServedModel(path)
+                model.files = files
+                self.update(model)
+                log.info("serving %s", path)
         except Exception as error:  # TensorFlow may raise any for a broken file
             self._report(path, error, files)
             return is_loaded
-        model.files = files
         self._broken.pop(path, None)
-        self.update(model)
-        log.info("serving %s", path)
         return True
 
     def _report(self, path: Path, error: Exception, files: object = None) -> None:
@@ -108,8 +112,6 @@ def _is_gone(version: Path, root: Path) -> bool:
     try:
         check_link(version.parent, root)
         os.lstat(version)
-    except (FileNotFoundError, NotADirectoryError, LinkError):
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError, LinkError))
     return False

@@ -19,11 +19,16 @@ from kserve.errors import InvalidInput
 from kserve.utils.numpy_codec import from_np_dtype
 from starlette.exceptions import HTTPException
 
+from kdrop.serving.limits import Limits
 from kdrop.serving.signatures import read_requests
 
-# A long request is computed in parts of about this time, and other requests in between.
+# A request that takes longer than this is long: its rows are computed in parts of about
+# this time, and other requests in between. The first part has one row; a part may have
+# up to `GROWTH` times as many rows as the last.
 PART_SECONDS = 0.03
-FIRST_PART = 32  # rows, until the time of a row is known
+GROWTH = 8
+TOO_MANY_ROWS = "{} rows are too many: send up to {}"
+TOO_MANY_VALUES = "an answer of {} values is too large: up to {} are sent"
 
 Specs = Mapping[str, tf.TensorSpec]
 
@@ -33,12 +38,13 @@ class ServedModel(Model):
 
     def __init__(self, path: Path):
         super().__init__(path.parent.name)
-        self.version, self.path = str(int(path.name)), path
+        self.version = str(int(path.name))
+        self.path = path
         self.files: object = None  # from which it was loaded
         file = path / "assets" / "labels.txt"
         self.labels = file.read_text().splitlines() if file.exists() else []
         self._loaded = tf.saved_model.load(str(path))  # it owns the variables
-        self._part_rows: dict[str, int] = {}  # of each signature
+        self._part_rows: dict[str, float] = {}  # rows in `PART_SECONDS` by signature
         for signature, tensors in read_requests(path):
             self._loaded.signatures[signature](**tensors)
         self.ready = True
@@ -49,15 +55,15 @@ class ServedModel(Model):
     def get_output_types(self):
         return _describe(self._signature().structured_outputs)
 
-    def answer(self, request, max_rows: int) -> Generator[None, None, Any]:
-        """Compute the answer in parts, and yield before each but the first.
+    def answer(self, request, limits: Limits) -> Generator[None, None, Any]:
+        """Compute the answer in parts, and yield before each part of a long request.
 
-        A request of more than `max_rows` rows raises an `HTTPException` of status 413.
+        More rows or values than the limits raise an `HTTPException` of status 413.
         """
         v2 = isinstance(request, InferRequest)
-        return (self._answer_v2 if v2 else self._answer_v1)(request, max_rows)
+        return (self._answer_v2 if v2 else self._answer_v1)(request, limits)
 
-    def _answer_v1(self, request, max_rows):
+    def _answer_v1(self, request, limits):
         """Predict in TensorFlow Serving's row format: one row for each instance."""
         if not isinstance(request, dict):
             raise InvalidInput("the request must be an object with `instances`")
@@ -65,7 +71,7 @@ class ServedModel(Model):
         rows = request.get("instances")
         if not isinstance(rows, list) or not rows:
             raise InvalidInput("`instances` must be a list of at least one row")
-        _check_rows(len(rows), max_rows)
+        _check_limit(len(rows), limits.max_rows, TOO_MANY_ROWS)
         specs = _inputs(signature)
         if len(specs) == 1 and not any(isinstance(row, dict) for row in rows):
             rows = [dict.fromkeys(specs, row) for row in rows]  # bare values
@@ -75,7 +81,7 @@ class ServedModel(Model):
                     f"row {number} must be an object with the fields {', '.join(specs)}"
                 )
         columns = {name: [row[name] for row in rows] for name in specs}
-        outputs = yield from self._run(signature, columns)
+        outputs = yield from self._run(signature, columns, limits.max_values)
         for name, output in outputs.items():
             if output.shape[:1] != (len(rows),):
                 raise InvalidInput(
@@ -89,7 +95,7 @@ class ServedModel(Model):
         labels = {"labels": self.labels} if self.labels else {}
         return {"predictions": predictions, **labels, "model_version": self.version}
 
-    def _answer_v2(self, request: InferRequest, max_rows):
+    def _answer_v2(self, request: InferRequest, limits):
         """Predict in the open inference protocol: one tensor for each name."""
         parameters = request.parameters or {}
         signature = self._signature(parameters.get("signature_name", "serving_default"))
@@ -111,9 +117,9 @@ class ServedModel(Model):
                     f"{name} holds {values.size} values, which do not fill the shape "
                     f"{shortened(shape)}"
                 )
-            _check_rows(shape[0] if shape else 1, max_rows)
+            _check_limit(shape[0] if shape else 1, limits.max_rows, TOO_MANY_ROWS)
             arrays[name] = values.reshape(shape)
-        outputs = yield from self._run(signature, arrays)
+        outputs = yield from self._run(signature, arrays, limits.max_values)
         return InferResponse(
             response_id=request.id or str(uuid.uuid4()),
             model_name=request.model_name,
@@ -136,7 +142,7 @@ class ServedModel(Model):
             )
         return signatures[name]
 
-    def _run(self, signature, inputs: Mapping[str, object]):
+    def _run(self, signature, inputs: Mapping[str, object], max_values: int):
         """The outputs by name, from arrays or JSON values by name."""
         arrays = {
             name: _to_array(name, spec, inputs[name])
@@ -145,30 +151,39 @@ class ServedModel(Model):
         if len({array.shape[:1] for array in arrays.values()}) > 1:
             rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
             raise InvalidInput(f"the inputs differ in their number of rows: {rows}")
-        if not _is_by_row(signature):
-            return _compute(signature, arrays)
-        rows, name = len(next(iter(arrays.values()))), signature.name
-        parts, start = [], 0
+        rows = len(next(iter(arrays.values()))) if _is_by_row(signature) else 0
+        parts = []
+        start = 0
         while start < rows:
-            size = self._part_rows.get(name, FIRST_PART)
-            if rows > size:
+            part_rows = self._part_rows.get(signature.name, 1)  # below 1: a row is long
+            if rows > part_rows:
                 yield
+            count = min(max(1, int(part_rows)), rows - start)
             began = time.perf_counter()
-            part = {key: x[start : start + size] for key, x in arrays.items()}
+            part = {key: x[start : start + count] for key, x in arrays.items()}
             parts.append(_compute(signature, part))
-            expected = min(size, rows - start)
-            if any(len(output) != expected for output in parts[-1].values()):
-                return _compute(signature, arrays)  # not by row after all
-            if expected == size:
-                faster = PART_SECONDS / (time.perf_counter() - began)
-                self._part_rows[name] = max(1, int(size * min(2, faster)))
-            start += size
-        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            seconds = time.perf_counter() - began
+            if seconds > PART_SECONDS or count >= int(part_rows):
+                faster = min(GROWTH, PART_SECONDS / seconds)
+                self._part_rows[signature.name] = count * faster
+            sizes = {name: x.shape[1:] for name, x in parts[0].items()}
+            if any(x.shape != (count, *sizes[k]) for k, x in parts[-1].items()):
+                break  # not by row after all
+            values = rows * sum(map(math.prod, sizes.values()))
+            _check_limit(values, max_values, TOO_MANY_VALUES)
+            start += count
+        if parts and start == rows:
+            return {k: np.concatenate([part[k] for part in parts]) for k in sizes}
+        yield  # may take long
+        outputs = _compute(signature, arrays)
+        values = sum(output.size for output in outputs.values())
+        _check_limit(values, max_values, TOO_MANY_VALUES)
+        return outputs
 
 
-def _check_rows(rows: int, max_rows: int) -> None:
-    if rows > max_rows:
-        raise HTTPException(413, f"{rows} rows are too many: send up to {max_rows}")
+def _check_limit(count: int, limit: int, sentence: str) -> None:
+    if count > limit:
+        raise HTTPException(413, sentence.format(count, limit))
 
 
 def _is_by_row(signature) -> bool:
@@ -220,7 +235,8 @@ def _from_tensor(output: tf.Tensor) -> np.ndarray:
 def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
     """An array of exactly these JSON values; a value of another type is an error."""
     # `tf.constant` would take booleans for numbers, and integers that overflow.
-    array, dtype = np.array(values, dtype=object), spec.dtype
+    array = np.array(values, dtype=object)
+    dtype = spec.dtype
     allowed = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
     allowed = {str} if dtype == tf.string else allowed
     if wrong := {type(value) for value in array.ravel().tolist()} - allowed:

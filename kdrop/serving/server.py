@@ -11,7 +11,7 @@ import socket
 import textwrap
 import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from reprlib import repr as shortened
 from typing import Any
@@ -37,8 +37,8 @@ from kdrop.serving.served_folder import ServedFolder
 
 GRACE_PERIOD = 30  # seconds for running requests to finish after SIGTERM
 BODY_SECONDS = 60  # for a body to arrive
-SHORT = 2**16  # bytes of a body that is read at once
-LARGE_BODIES = 8  # times the largest body is in memory at most, for all requests
+SHORT = 2**16  # bytes; a request with a larger body is long
+BODIES = 8  # all bodies in memory have at most so many times `max_bytes`, or 1 MiB
 JSON = {"content-type": "application/json"}
 
 log = logging.getLogger("kdrop.serving")
@@ -50,9 +50,13 @@ def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, header
     content: Any = body
     try:
         if protocol == "v2" and binary:
-            _check_sizes(body, int(headers[INFERENCE_CONTENT_LENGTH_HEADER]))
+            size = int(headers[INFERENCE_CONTENT_LENGTH_HEADER])
+            if size < 0:
+                raise InvalidInput("the length of the JSON is negative")
+            _check_sizes(orjson.loads(body[:size])["inputs"], len(body) - size)
         elif protocol == "v2":
             content = InferenceRequest.model_validate_json(body)
+            _check_sizes(map(dict, content.inputs), 0)
         request, attributes = plane.decode(content, headers, protocol, name)
         if isinstance(request, bytes):  # no JSON content type, as from `curl -d`
             return plane.decode(body, None)
@@ -71,13 +75,15 @@ def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, header
         raise InvalidInput(f"the request cannot be read ({kind})") from None
 
 
-def _check_sizes(body: bytes, json_bytes: int) -> None:
+def _check_sizes(tensors: Iterable[dict], rest: int) -> None:
     """Raise `InvalidInput` unless the binary tensors fill the rest of the body."""
-    tensors = orjson.loads(body[:json_bytes])["inputs"]
-    binary = [x["parameters"] for x in tensors if x.get("data") is None]
-    sizes = [parameters["binary_data_size"] for parameters in binary]
-    rest = len(body) - json_bytes
-    if min(json_bytes, rest, *sizes) < 0 or sum(sizes) != rest:
+    sizes = []
+    for tensor in tensors:
+        size = (tensor.get("parameters") or {}).get("binary_data_size")
+        if (size is None) == (tensor.get("data") is None):
+            raise InvalidInput("an input must have either data or a binary_data_size")
+        sizes.append(size or 0)
+    if min(sizes, default=0) < 0 or sum(sizes) != rest:
         raise InvalidInput(
             f"the binary inputs have {sum(sizes)} bytes, but {rest} follow the JSON"
         )
@@ -136,8 +142,9 @@ class Server(RESTServer):
                 raise _busy(f"{self._answering} requests are being answered")
             self._answering += 1
             try:
-                arguments = name, protocol, bytes(body), dict(request.headers)
-                return await self._in_steps(request, *arguments)
+                headers = dict(request.headers)
+                steps = self._steps(name, protocol, bytes(body), headers)
+                return await self._run_steps(request, steps, len(body) > SHORT)
             finally:
                 self._answering -= 1
         except ClientDisconnect:
@@ -147,7 +154,8 @@ class Server(RESTServer):
 
     async def _read(self, request: Request, body: bytearray) -> None:
         """Read the body of a request; what is too large is read but not stored."""
-        limit, total = self._limits.max_bytes, 0
+        limit = self._limits.max_bytes
+        total = 0
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "a body must not be compressed")
         try:
@@ -155,9 +163,13 @@ class Server(RESTServer):
                 async for chunk in request.stream():
                     total += len(chunk)
                     if total > limit:
+                        self._bytes -= len(body)
+                        body.clear()
                         continue
-                    if total > SHORT and self._bytes > (LARGE_BODIES - 1) * limit:
-                        raise _busy("too many large requests are being read")
+                    # The last eighth is for short bodies.
+                    others = BODIES - (total > SHORT)
+                    if self._bytes > others * max(limit, 2**20):
+                        raise _busy("too many bytes of other requests are in memory")
                     body += chunk
                     self._bytes += len(chunk)
         except TimeoutError:
@@ -166,13 +178,9 @@ class Server(RESTServer):
         if total > limit:
             raise HTTPException(413, f"{total} bytes are too many: send up to {limit}")
 
-    async def _in_steps(self, request: Request, name, protocol, body, headers):
+    async def _run_steps(self, request: Request, steps: Generator, is_long: bool):
         """The response, computed in threads: no request delays health checks."""
-        steps, loop = (
-            self._steps(name, protocol, body, headers),
-            asyncio.get_running_loop(),
-        )
-        is_long = len(body) > SHORT
+        loop = asyncio.get_running_loop()
         while True:
             async with self._long if is_long else contextlib.nullcontext():
                 response = await loop.run_in_executor(self._threads, next, steps)
@@ -187,7 +195,7 @@ class Server(RESTServer):
         model: Any = self.dataplane.get_model_from_registry(name)
         with PREDICT_HIST_TIME.labels(**get_labels(name)).time():
             decoded = read_request(self.dataplane, name, protocol, body, headers)
-            answer = yield from model.answer(decoded[0], self._limits.max_rows)
+            answer = yield from model.answer(decoded[0], self._limits)
             content, more = self.dataplane.encode(name, answer, headers, decoded[1])
         if not isinstance(content, bytes):
             content, more = orjson.dumps(content), {**JSON, **more}

@@ -152,7 +152,8 @@ def _prediction_log(**fields):
 
 def _write_requests(version: Path, signatures, interface) -> None:
     """Write one request for each signature, or no file if one rejects the inputs."""
-    inputs, logs = interface.zeros(), []
+    inputs = interface.zeros()
+    logs = []
     tensors = interface.by_name(inputs)
     protos = {name: tf.make_tensor_proto(x.numpy()) for name, x in tensors.items()}
     for name, function in signatures.items():

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,11 +55,21 @@ def models_below(folder: Path) -> list[Path]:
 
 
 def model_folders(folder: Path) -> list[Path]:
-    """The folder itself if it holds versions of a model, else the models below it."""
-    paths = versions(folder).values()
-    if any(os.path.exists(path / "saved_model.pb") for path in paths):
+    """The models below a folder, or the folder itself if it is the one model.
+
+    A version beside models does not make the folder a model.
+    """
+
+    def is_complete(model):
+        paths = versions(model).values()
+        return any(os.path.exists(path / "saved_model.pb") for path in paths)
+
+    below, numbers = models_below(folder), versions(folder).values()
+    if any(is_complete(path) for path in below if path not in numbers):
+        return below
+    if is_complete(folder):
         return [folder]
-    return models_below(folder) or ([folder] if paths else [])
+    return below or ([folder] if numbers else [])
 
 
 class LinkError(OSError):
@@ -71,6 +82,24 @@ def check_link(path: Path, folder: Path) -> None:
         target = Path(os.path.realpath(path, strict=True))
         if not target.is_relative_to(os.path.realpath(folder)):
             raise LinkError(f"{path.name} is a link that leads out of {folder}")
+
+
+def files_of(folder: Path, model: Path) -> list[tuple[Path, int, int]]:
+    """All that is in a folder of a model, each with its time and size.
+
+    Raises an `OSError` for what a server must not open: links out of the model, links
+    to folders, and what is neither a file nor a folder, such as a pipe.
+    """
+    files = []
+    for path in sorted(folder.iterdir()):
+        check_link(path, model)
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode) and not path.is_symlink():
+            files += files_of(path, model)
+        elif not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path.name} is neither a file nor a folder of its own")
+        files.append((path, status.st_mtime_ns, status.st_size))
+    return files
 
 
 def check_writable(folder: Path) -> None:

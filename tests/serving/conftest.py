@@ -74,7 +74,7 @@ def mixed(folder):
 
 
 class Plain(tf.Module):
-    """Signatures of several inputs and outputs, a slow one, and two that V1 rejects."""
+    """Signatures of several inputs and outputs, slow ones, and some that V1 rejects."""
 
     @tf.function(
         input_signature=[
@@ -102,13 +102,22 @@ class Plain(tf.Module):
         last = tf.while_loop(lambda n: n < rounds[0], slower, [tf.constant(0)])[0]
         return {"last": tf.repeat(last, tf.size(rounds))}
 
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32)])
+    def wait_whole(self, rounds):
+        return {"last": self.wait(rounds)["last"][0]}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int32)])
+    def wide(self, inputs):
+        return {"wide": tf.repeat(inputs[:, None], 100, axis=1)}
+
 
 @pytest.fixture(scope="session")
 def plain_path(tmp_path_factory):
     """The version folder of a SavedModel that kdrop did not write. Copy it, too."""
     module, path = Plain(), tmp_path_factory.mktemp("plain") / "3"
     endpoints = {"serving_default": module.wait, "sample_seeded": module.sample}
-    endpoints |= {"total": module.total, "raw": module.raw}
+    endpoints |= {"total": module.total, "raw": module.raw, "wide": module.wide}
+    endpoints |= {"wait": module.wait, "wait_whole": module.wait_whole}
     tf.saved_model.save(module, str(path), signatures=endpoints)
     return path
 

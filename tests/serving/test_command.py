@@ -58,6 +58,8 @@ def test_an_address_that_cannot_be_used_is_an_error(error, models_folder):
     assert os.strerror(errno.EADDRINUSE) in sentence
     for arguments in (["--port", 70000], ["--host", "no.such.host.invalid"]):
         assert error(models_folder, *arguments).count("\n") == 1
+    for host in (70 * "é", "a..b"):  # IDNA cannot encode them
+        assert "cannot be used" in error(models_folder, "--host", host)
     assert "invalid int value: 'x'" in error(models_folder, "--port", "x")
 
 
@@ -81,5 +83,5 @@ runpy.run_module("kdrop.serving", run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", "", 20 * "9", "\u0661"])
 def test_a_limit_that_is_no_positive_integer_is_an_error(error, models_folder, value):
-    for option in ("--max-rows", "--max-bytes", "--max-requests"):
+    for option in ("--max-rows", "--max-bytes", "--max-values", "--max-requests"):
         assert "is not an integer from 1" in error(models_folder, f"{option}={value}")

@@ -1,8 +1,10 @@
 """Limits on requests, and what else a careless or hostile client may send."""
 
+import contextlib
 import json
 import shutil
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from servers import running, wait_until  # noqa: E402
 V1, V2 = "/v1/models/spiral:predict", "/v2/models/spiral/infer"
 GOOD = {"instances": [[0.1, 0.2]]}
 OPTIONS = ["--max-rows", 500, "--max-bytes", 100_000, "--max-requests", 3]
+OPTIONS += ["--max-values", 4000]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,57 @@ def test_rows_are_limited(client):
     sentence = "501 rows are too many: send up to 500"
     assert_refused(client.post(V1, json={"instances": [1] * 501}), 413, sentence)
     assert_refused(client.post(V2, json=v2(501)), 413, sentence)
+
+
+def test_values_of_an_answer_are_limited(client):
+    for rows in (40, 41):
+        tensor = {"name": "inputs", "shape": [rows], "datatype": "INT32"}
+        name, data = {"signature_name": "wide"}, [1] * rows
+        for url, body in (
+            ("/v1/models/plain:predict", {**name, "instances": data}),
+            (
+                "/v2/models/plain/infer",
+                {"inputs": [{**tensor, "data": data}], "parameters": name},
+            ),
+        ):
+            answer = client.post(url, json=body)
+            if rows == 40:
+                assert answer.status_code == 200, answer.text
+            else:
+                sentence = "an answer of 4100 values is too large: up to 4000"
+                assert_refused(answer, 413, sentence)
+
+
+@contextlib.contextmanager
+def slow_clients(client, count, *contents):
+    """Connections whose requests begin with these contents and never end."""
+    head = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n"
+    address = client.base_url.host, client.base_url.port
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection(address)) for _ in range(count)
+        ]
+        for content in (head % V1.encode(), *contents):
+            for connection in connections:
+                connection.sendall(content)
+            time.sleep(0.3)  # until the server has read it
+        yield
+
+
+def test_slow_clients_with_too_many_bytes_harm_no_large_request(client):
+    body = json.dumps(GOOD).encode().ljust(80_000)
+    with slow_clients(client, 100, b" " * 90_000, b" " * 90_000):
+        for _ in range(20):
+            assert client.post(V1, content=body).status_code == 200
+
+
+def test_what_slow_clients_store_is_limited(client):
+    with slow_clients(client, 140, b" " * 2**16):
+        wait_until(lambda: client.post(V1, json=GOOD).status_code == 503, 60)
+        answer = client.post(V1, json=GOOD)
+        assert_refused(answer, 503, "bytes of other requests")
+        assert answer.headers["retry-after"] == "1"
+    wait_until(lambda: client.post(V1, json=GOOD).status_code == 200, 60)
 
 
 def chunks(count):
@@ -153,3 +207,14 @@ def test_a_binary_size_that_is_not_that_of_the_body_is_refused(client, size):
     content = json.dumps(head).encode()
     headers["inference-header-content-length"] = str(len(content))
     assert client.post(V2, content=content + values, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("size", [0, 8, 10**12])
+def test_an_input_with_data_and_a_binary_size_is_refused(client, size):
+    body = v2(1)
+    body["inputs"][0]["parameters"] = {"binary_data_size": size}
+    content = json.dumps(body).encode()
+    length = {"inference-header-content-length": str(len(content))}
+    for tail, headers in ((b"", {}), (b"", length), (b"x" * 8, length)):
+        answer = client.post(V2, content=content + tail, headers=headers)
+        assert_refused(answer, 400, "either data or a binary_data_size")

@@ -1,6 +1,7 @@
 """The versions that the server loads, and the server under concurrent requests."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -57,6 +58,21 @@ def test_the_newest_version_that_can_be_loaded_is_served(
     assert models.get_model("model").version == "2"
 
 
+def test_a_loaded_version_that_breaks_is_served_on_and_not_tried_again(
+    served, plain_path, tmp_path, caplog, monkeypatch
+):
+    shutil.copytree(plain_path, tmp_path / "model" / "1")
+    models, loads, load = served(tmp_path / "model"), [], tf.saved_model.load
+    monkeypatch.setattr(tf.saved_model, "load", lambda x: (loads.append(x), load(x))[1])
+    models.refresh()
+    for content in (b"broken", b"broken again"):
+        (tmp_path / "model" / "1" / "saved_model.pb").write_bytes(content)
+        for _ in range(3):
+            models.refresh()
+    assert models.get_model("model").ready and caplog.text.count("skipped") == 1
+    assert len(loads) == 3  # once for each change of the files
+
+
 def test_a_version_whose_warm_up_fails_is_skipped(served, exported_path, tmp_path):
     shutil.copytree(exported_path, tmp_path / "model" / "1")
     (tmp_path / "model" / "1" / WARM_UP).write_bytes(b"not a record")
@@ -66,9 +82,10 @@ def test_a_version_whose_warm_up_fails_is_skipped(served, exported_path, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def folder(exported_path, tmp_path_factory):
+def folder(exported_path, plain_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(exported_path, folder / "spiral" / "1")
+    shutil.copytree(plain_path, folder / "plain" / "1")
     return folder
 
 
@@ -85,6 +102,25 @@ def client(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(signatures, points):
     return signatures["serve"](inputs=tf.constant(points))["probabilities"].numpy()
+
+
+@pytest.mark.parametrize("signature", ["wait", "wait_whole"])
+def test_slow_requests_of_few_rows_leave_a_thread_to_others(client, signature):
+    tensor = {"name": "rounds", "shape": [1], "datatype": "INT32", "data": [600_000]}
+    slow = {"inputs": [tensor], "parameters": {"signature_name": signature}}
+
+    def post():
+        return client.post("/v2/models/plain/infer", json=slow).status_code
+
+    assert post() == 200  # from which the server learns the time
+    count = os.cpu_count() + 2
+    with ThreadPoolExecutor(count) as pool:
+        answers = [pool.submit(post) for _ in range(count)]
+        wait_until(lambda: all(answer.running() for answer in answers))
+        time.sleep(0.3)
+        assert client.post(V1, json={"instances": [[1, 2]]}).status_code == 200
+        assert not any(answer.done() for answer in answers)
+        assert [answer.result() for answer in answers] == [200] * count
 
 
 @pytest.mark.slow
