@@ -36,8 +36,7 @@ def conduct(
     console.print(f"{study.question}  {study.runs} runs, {jobs} at once")
     for arm in study.arms:
         if len(arm.candidates) > 1:
-            candidates = "; ".join(settings(arm).values())
-            console.print(f"{arm.label}  one of: {candidates}", highlight=False)
+            console.print(f"{arm.label}  one of:", "; ".join(settings(arm).values()))
     runs = folder / "runs"
     with lock(runs), Runner(runs, study.measure, jobs, console, data_dir) as runner:
         results = answer(study, runner)
