@@ -23,8 +23,8 @@ from kdrop.serving.limits import Limits
 from kdrop.serving.signatures import read_requests
 
 # A request that takes longer than this is long: its rows are computed in parts of about
-# this time, and other requests in between. The first part has one row; a part may have
-# up to `GROWTH` times as many rows as the last.
+# this time, and other requests in between. The first part of a signature's first
+# request has one row, each later part up to `GROWTH` times as many as the one before.
 PART_SECONDS = 0.03
 GROWTH = 8
 TOO_MANY_ROWS = "{} rows are too many: send up to {}"

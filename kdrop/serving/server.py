@@ -37,8 +37,8 @@ from kdrop.serving.served_folder import ServedFolder
 
 GRACE_PERIOD = 30  # seconds for running requests to finish after SIGTERM
 BODY_SECONDS = 60  # for a body to arrive
-SHORT = 2**16  # bytes; a request with a larger body is long
-BODIES = 8  # all bodies in memory have at most so many times `max_bytes`, or 1 MiB
+SHORT = 2**16  # bytes; a request with a larger body is long from the start
+BODIES = 8  # limit of all bodies in memory, in units of `max_bytes` or, if more, 1 MiB
 JSON = {"content-type": "application/json"}
 
 log = logging.getLogger("kdrop.serving")
@@ -92,8 +92,9 @@ def _check_sizes(tensors: Iterable[dict], rest: int) -> None:
 class Server(RESTServer):
     """A REST server whose application is `kserve.model_server.app`.
 
-    Threads compute one step of a request at a time. Long requests have many steps and
-    leave one thread to short ones.
+    Each request is computed in steps, in a pool of threads; `_steps` yields between
+    them. Long requests leave one thread to short ones (with one CPU, which then wait
+    for a step).
     """
 
     def __init__(self, models: ServedFolder, port: int, limits: Limits):

@@ -1,4 +1,4 @@
-"""The signatures of an exported model (`serve`, `sample`, `sample_seeded`), warmed up.
+"""The signatures of an exported model (`serve`, `sample`, `sample_seeded`).
 
 A model server answers the warm-up requests before it reports that it is ready. Their
 file has the format of TensorFlow Serving:

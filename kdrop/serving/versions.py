@@ -55,9 +55,9 @@ def models_below(folder: Path) -> list[Path]:
 
 
 def model_folders(folder: Path) -> list[Path]:
-    """The models below a folder, or the folder itself if it is the one model.
+    """The models below a folder, or else the folder itself if it holds versions.
 
-    A version beside models does not make the folder a model.
+    So a version that lies beside models is not served.
     """
 
     def is_complete(model):

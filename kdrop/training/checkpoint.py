@@ -13,8 +13,6 @@ from filelock import FileLock, Timeout
 
 from kdrop.errors import UserError
 
-SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
-
 History = dict[str, list[float]]
 COLUMNS = {"epoch", "loss", "data_loss", "accuracy", "learning_rate", "seconds"}
 
@@ -22,7 +20,8 @@ COLUMNS = {"epoch", "loss", "data_loss", "accuracy", "learning_rate", "seconds"}
 class Checkpoint:
     """A run's model, optimizer state and history after its last saved epoch.
 
-    The first `save` makes the folder, which is for this run alone.
+    The first `save` makes the folder, which is for this run alone. `progress.Recorder`
+    decides when to save.
     """
 
     def __init__(self, folder: Path):
@@ -125,5 +124,6 @@ def lock(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # before the release, so that no one else has it
+        # While we hold the lock: afterwards the file may be another process's lock.
+        file.unlink(missing_ok=True)
         held.release()

@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def mark(self) -> Path:
-        """The file that lists the versions of this comparison until all is deleted."""
+        """The file that lists the exported versions until the checkpoints are gone."""
         names = [run.key() for run in self.runs()] + [x.name for x in self.folders()]
         digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
         return self.output / f".exported-{digest[:16]}"

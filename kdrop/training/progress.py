@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdrop.errors import UserError
-from kdrop.training.checkpoint import SAVE_SECONDS, Checkpoint, History
+from kdrop.training.checkpoint import Checkpoint, History
+
+SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
 
 
 class Recorder(keras.callbacks.Callback):
