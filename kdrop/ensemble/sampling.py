@@ -197,7 +197,10 @@ def _batches(inputs, size):
         raise ValueError(
             "`inputs` must be an array of examples, a list or dictionary of arrays of "
             "as many examples, or a `tf.data.Dataset`. Received: "
-            + ", ".join(f"{type(x).__name__}{getattr(x, 'shape', ())}" for x in arrays)
+            + ", ".join(
+                f"{type(x).__name__}{getattr(x, 'shape', '')}" for x in arrays[:5]
+            )
+            + ", ..." * (len(arrays) > 5)
         )
     starts = range(0, lengths.pop(), size)
     return (rows_of(inputs, slice(s, s + size)) for s in starts), len(starts)

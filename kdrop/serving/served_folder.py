@@ -87,7 +87,8 @@ class ServedFolder(ModelRepository):
     def _report(self, path: Path, error: Exception, files: object = None) -> None:
         if path not in self._broken:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.error("skipped %s, which cannot be loaded: %s", path, reason)
+            name = "".join(x if x.isprintable() else "?" for x in str(path))  # one line
+            log.error("skipped %s, which cannot be loaded: %s", name, reason)
         self._broken[path] = files
 
     def watch(self, stop: threading.Event) -> None:

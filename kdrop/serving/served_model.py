@@ -27,6 +27,9 @@ from kdrop.serving.signatures import read_requests
 # request has one row, each later part up to `GROWTH` times as many as the one before.
 PART_SECONDS = 0.03
 GROWTH = 8
+# A request has at most so many parts besides: on a busy machine each part takes long,
+# however few its rows are.
+PARTS = 100
 TOO_MANY_ROWS = "{} rows are too many: send up to {}"
 TOO_MANY_VALUES = "an answer of {} values is too large: up to {} are sent"
 
@@ -158,7 +161,8 @@ class ServedModel(Model):
             part_rows = self._part_rows.get(signature.name, 1)  # below 1: a row is long
             if rows > part_rows:
                 yield
-            count = min(max(1, int(part_rows)), rows - start)
+            least = math.ceil(rows / PARTS) if signature.name in self._part_rows else 1
+            count = min(max(least, int(part_rows)), rows - start)
             began = time.perf_counter()
             part = {key: x[start : start + count] for key, x in arrays.items()}
             parts.append(_compute(signature, part))

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -39,6 +38,7 @@ GRACE_PERIOD = 30  # seconds for running requests to finish after SIGTERM
 BODY_SECONDS = 60  # for a body to arrive
 SHORT = 2**16  # bytes; a request with a larger body is long from the start
 BODIES = 8  # limit of all bodies in memory, in units of `max_bytes` or, if more, 1 MiB
+LONG_REQUESTS = 4  # computed in turn; others wait, so that the first end first
 JSON = {"content-type": "application/json"}
 
 log = logging.getLogger("kdrop.serving")
@@ -93,8 +93,7 @@ class Server(RESTServer):
     """A REST server whose application is `kserve.model_server.app`.
 
     Each request is computed in steps, in a pool of threads; `_steps` yields between
-    them. Long requests leave one thread to short ones (with one CPU, which then wait
-    for a step).
+    them. Long requests leave one thread to short ones.
     """
 
     def __init__(self, models: ServedFolder, port: int, limits: Limits):
@@ -103,9 +102,10 @@ class Server(RESTServer):
         super().__init__(app, plane, repository, port, grace_period=GRACE_PERIOD)
         self._limits = limits
         self._answering = self._bytes = 0  # requests; bytes of bodies in memory
-        threads = os.cpu_count() or 1  # more would only wait for each other
+        threads = max(2, os.cpu_count() or 1)  # more would only wait for each other
         self._threads = ThreadPoolExecutor(threads)
         self._long = asyncio.Semaphore(max(1, threads - 1))
+        self._begun = asyncio.Semaphore(LONG_REQUESTS)
 
     def _add_middlewares(self, app):
         """Leave out KServe's timing of each request, whose log is disabled."""
@@ -181,15 +181,15 @@ class Server(RESTServer):
 
     async def _run_steps(self, request: Request, steps: Generator, is_long: bool):
         """The response, computed in threads: no request delays health checks."""
-        loop = asyncio.get_running_loop()
-        while True:
-            async with self._long if is_long else contextlib.nullcontext():
-                response = await loop.run_in_executor(self._threads, next, steps)
-            if response is not None:
-                return response
-            if await request.is_disconnected():
-                raise ClientDisconnect
-            is_long = True
+        compute = asyncio.get_running_loop().run_in_executor
+        if not is_long and (response := await compute(self._threads, next, steps)):
+            return response
+        async with self._begun:
+            while not await request.is_disconnected():
+                async with self._long:
+                    if response := await compute(self._threads, next, steps):
+                        return response
+        raise ClientDisconnect
 
     def _steps(self, name, protocol, body, headers) -> Generator[Response | None]:
         """Compute a response: yield `None` between steps, and the response at last."""

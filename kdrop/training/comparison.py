@@ -47,7 +47,12 @@ class Comparison:
     passes: int = setting(50, "Monte Carlo samples that vote, 0: no vote", "[0, 10000]")
     vote_size: int = setting(1000, "test examples to vote on", "[1, 1000000]")
     output: Path = setting(Path("saved_models"), "folder of the models")
-    name: str | None = setting(None, "of the model's folder", "", "data set and layer")
+    name: str | None = setting(
+        None,
+        "of the model's folder; of several, what it begins with",
+        "",
+        "data set and layer",
+    )
     resume: bool = setting(False, "continue after the last saved epoch")
     tensorboard: Path | None = setting(None, "folder for TensorBoard", "", "no logs")
     data_dir: Path | None = setting(None, "folder of data sets", "", "TFDS_DATA_DIR")

@@ -170,11 +170,14 @@ def train(
     if "val_accuracy" in history:  # measured after the last epoch
         metrics["validation_accuracy"] = history["val_accuracy"][-1]
         metrics["validation_loss"] = history["val_data_loss"][-1]
+    metrics["seconds"] = history["seconds"][-1]
     inputs, targets = data.test
+    if not len(targets):
+        return Run(experiment, model, history, metrics)
     probabilities = model.predict(np.float32(inputs), EVALUATION_BATCH, verbose=0)
     loss = keras.losses.SparseCategoricalCrossentropy()(targets, probabilities)
     metrics["test_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == targets))
-    metrics["test_loss"], metrics["seconds"] = float(loss), history["seconds"][-1]
+    metrics["test_loss"] = float(loss)
     return Run(experiment, model, history, metrics, probabilities)
 
 
