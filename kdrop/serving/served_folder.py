@@ -57,7 +57,7 @@ class ServedFolder(ModelRepository):
             except Exception as error:
                 self._report(folder, error)
         for name, model in [*self.models.items()]:
-            if _is_gone(model.path, self.folder):
+            if _is_gone(model.path.parent, self.folder):
                 del self.models[name]
                 log.info("withdrew %s, whose folder is gone", name)
         exists = os.path.lexists
@@ -105,14 +105,14 @@ class ServedFolder(ModelRepository):
         )
 
 
-def _is_gone(version: Path, root: Path) -> bool:
-    """Whether a version is deleted or in a folder that is now a link out of the root.
+def _is_gone(folder: Path, root: Path) -> bool:
+    """Whether a model's folder has no version, or is now a link out of the root.
 
-    What merely cannot be read, perhaps for a moment, is not gone.
+    What merely cannot be read, perhaps for a moment, is not gone. Where only the loaded
+    version is deleted, the model stays until the next refresh has loaded another.
     """
     try:
-        check_link(version.parent, root)
-        os.lstat(version)
+        check_link(folder, root)
+        return not versions(folder)
     except OSError as error:
         return isinstance(error, (FileNotFoundError, NotADirectoryError, LinkError))
-    return False
