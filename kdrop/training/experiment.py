@@ -39,6 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mnist": dict(
         model="mnist_mlp", train_size=60000, validation=0.1, mirror=False,
         epochs=20, steps_per_epoch=None, batch_size=128, learning_rate=0.001,
+        jit_compile=True,
     ),
 }  # fmt: skip
 # Allowed values.
@@ -94,7 +95,10 @@ class Experiment:
         0.0, "limit of a unit's weights' norm", WEIGHT, "the network's"
     )
     norm_penalty: float = setting(0.0, "weight of the norms of every parameter", WEIGHT)
-    jit_compile: bool = setting(False, "compile the training step with XLA")
+    # It pays where products of matrices take the time: see benchmarks/README.md.
+    jit_compile: bool = setting(
+        False, "compile the training step with XLA, on one device"
+    )
     seed: int = setting(0, "seed of initial weights, shuffling and masks", SEED)
     data_seed: int = setting(0, "seed of the choice of examples", SEED)
 

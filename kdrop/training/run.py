@@ -143,13 +143,13 @@ def train(
     A resumed run ends with the same weights, bit for bit, as an uninterrupted one. The
     console, if there is one, shows the progress in lines that begin with the label.
     """
-    if devices.count > 1 and experiment.jit_compile:
-        raise UserError("`jit_compile` works on one device only.")
     with devices.scope():
         # JAX needs equal values in all processes, also of what a checkpoint replaces.
         keras.utils.set_random_seed(experiment.seed)
         model, history = checkpoint.load()
         model = _synchronised(model or build(experiment, data))
+        if tf.distribute.has_strategy():
+            model.jit_compile = False  # XLA has no sums over replicas
         schedules = _schedules(experiment, data, model)
         recorder = Recorder(
             console or Console(quiet=True), label, experiment.epochs, history,
