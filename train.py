@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             from kdrop.errors import one_sentence, stop_on_signals
             from kdrop.training.arguments import options_in_errors, parse
-            from kdrop.training.comparison import compare
+            from kdrop.training.comparison import can_resume, compare
             from kdrop.training.devices import available
     except (ImportError, OSError) as error:
         install = ": pip install '.[train]'" * isinstance(error, ModuleNotFoundError)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except KeyboardInterrupt as stopped:
         again = "No epoch is saved: the same command starts anew."
-        if comparison is not None and comparison.can_resume():
+        if comparison is not None and can_resume(comparison):
             again = "The same command with --resume continues."
         print(f"Stopped. {again}", file=sys.stderr)
         return next(iter(stopped.args), 130)

@@ -3,10 +3,12 @@
 import contextlib
 import difflib
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable
 from numbers import Integral, Real
+from reprlib import repr as shortened
 from typing import Any
 
 
@@ -75,6 +77,17 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     if near:
         hint = f"did you mean {by_lower[near[0]]}?"
     raise UserError(f"There is no {kind} {name!r}: {hint}")
+
+
+def check_model_name(name: str) -> None:
+    """Raise `UserError` if a name could not stand in a URL, or could be a version."""
+    allowed = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+    if not allowed or name.isdecimal():
+        raise UserError(
+            f"{shortened(name)} cannot be the name of a model: take up to 100 of the "
+            "characters A-Z a-z 0-9 _ - . that begin with neither - nor . and are no "
+            "number"
+        )
 
 
 @contextlib.contextmanager
