@@ -94,17 +94,16 @@ def check_model_name(name: str) -> None:
 def one_sentence(program: str, extra: str) -> Generator[None]:
     """Exit with status 2 and one sentence on standard error instead of a traceback.
 
-    It reports a `UserError`, an `OSError`, and a missing package together with the
-    command that installs the optional dependencies `extra`.
+    It reports a `UserError`, an `OSError`, and an `ImportError`: a missing package with
+    the command that installs the optional dependencies `extra`.
     """
     try:
         yield
-    except (UserError, OSError) as error:
-        sentence = str(error)
+        return
     except ModuleNotFoundError as error:
         sentence = f"{error}: pip install '.[{extra}]'"
-    else:
-        return
+    except (UserError, OSError, ImportError) as error:
+        sentence = str(error)
     print(f"{program}: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 
