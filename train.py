@@ -7,6 +7,7 @@ python train.py --help                     # every option, with its default
 """
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -33,24 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     for number in signal.SIGINT, signal.SIGTERM:  # there is nothing to save yet
         signal.signal(number, lambda number, _: os._exit(128 + number))
-    try:
-        with silent_start():
-            from rich.console import Console
+    from kdrop.errors import one_sentence, stop_on_signals
+    from kdrop.training.arguments import options_in_errors, parse
 
-            from kdrop.errors import one_sentence, stop_on_signals
-            from kdrop.training.arguments import options_in_errors, parse
-            from kdrop.training.comparison import compare
-            from kdrop.training.devices import available
-    except (ImportError, OSError) as error:
-        install = ": pip install '.[train]'" * isinstance(error, ModuleNotFoundError)
-        print(f"train.py: {error}{install}", file=sys.stderr)
-        return 2
-    stop_on_signals()
-    comparison = None
     try:
-        console = Console(width=None if sys.stdout.isatty() else 132)
         with one_sentence("train.py", "train"), options_in_errors():
             comparison, options = parse(arguments)
+            with silent_start():
+                importlib.reload(sys.modules["kdrop"])  # now with its names
+                from rich.console import Console
+
+                from kdrop.training.comparison import can_resume, compare
+                from kdrop.training.devices import available
+            stop_on_signals()
+            console = Console(width=None if sys.stdout.isatty() else 132)
             devices = available(options)
             stop_on_signals()  # JAX has a handler of its own
             for path in compare(comparison, devices, console):
@@ -59,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except KeyboardInterrupt as stopped:
         again = "No epoch is saved: the same command starts anew."
-        if comparison is not None and comparison.can_resume():
+        if can_resume(comparison):
             again = "The same command with --resume continues."
         print(f"Stopped. {again}", file=sys.stderr)
         return next(iter(stopped.args), 130)
@@ -70,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Without names, which need TensorFlow, until `main` has parsed the arguments.
+    if spec := importlib.util.find_spec("kdrop"):
+        sys.modules.setdefault("kdrop", importlib.util.module_from_spec(spec))
     status = main()
     for number in signal.SIGINT, signal.SIGTERM:  # there is nothing to save any more
         signal.signal(number, signal.SIG_DFL)

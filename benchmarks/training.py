@@ -21,9 +21,10 @@ from benchmarks.layers import INVERTED, KERAS, drop_layer
 from examples.dropout_in_numpy import SpiralProgram
 from kdrop.errors import UserError
 from kdrop.training.checkpoint import Checkpoint
-from kdrop.training.devices import ALONE, DeviceOptions, Devices, join
+from kdrop.training.devices import ALONE, Devices, join
 from kdrop.training.experiment import Experiment
 from kdrop.training.run import load_data, steps_per_epoch, train
+from kdrop.training.settings import DeviceOptions
 
 PROCESS_STEPS = 4  # of an epoch that processes share
 

@@ -3,10 +3,12 @@
 import contextlib
 import difflib
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable
 from numbers import Integral, Real
+from reprlib import repr as shortened
 from typing import Any
 
 
@@ -77,21 +79,31 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     raise UserError(f"There is no {kind} {name!r}: {hint}")
 
 
+def check_model_name(name: str) -> None:
+    """Raise `UserError` if a name could not stand in a URL, or could be a version."""
+    allowed = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
+    if not allowed or name.isdecimal():
+        raise UserError(
+            f"{shortened(name)} cannot be the name of a model: take up to 100 of the "
+            "characters A-Z a-z 0-9 _ - . that begin with neither - nor . and are no "
+            "number"
+        )
+
+
 @contextlib.contextmanager
 def one_sentence(program: str, extra: str) -> Generator[None]:
     """Exit with status 2 and one sentence on standard error instead of a traceback.
 
-    It reports a `UserError`, an `OSError`, and a missing package together with the
-    command that installs the optional dependencies `extra`.
+    It reports a `UserError`, an `OSError`, and an `ImportError`: a missing package with
+    the command that installs the optional dependencies `extra`.
     """
     try:
         yield
-    except (UserError, OSError) as error:
-        sentence = str(error)
+        return
     except ModuleNotFoundError as error:
         sentence = f"{error}: pip install '.[{extra}]'"
-    else:
-        return
+    except (UserError, OSError, ImportError) as error:
+        sentence = str(error)
     print(f"{program}: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -9,11 +9,11 @@ from typing import Any
 from kserve import ModelRepository
 from kserve.errors import InvalidInput
 
+from kdrop.errors import check_model_name
 from kdrop.serving.served_model import ServedModel
 from kdrop.serving.versions import (
     LinkError,
     check_link,
-    check_name,
     files_of,
     model_folders,
     models_below,
@@ -49,7 +49,7 @@ class ServedFolder(ModelRepository):
             self._broken.pop(self.folder, None)
         for folder in dict.fromkeys(folders):
             try:
-                check_name(folder.name)
+                check_model_name(folder.name)
                 check_link(folder, self.folder)
                 # A version that is loaded and unchanged, or could be loaded.
                 any(self._load(path) for path in reversed(versions(folder).values()))

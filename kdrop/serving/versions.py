@@ -12,23 +12,11 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from reprlib import repr as shortened
 
-from kdrop.errors import UserError
+from kdrop.errors import UserError, check_model_name
 
 PARTIAL = ".partial-"  # prefix of folders with incomplete versions, hidden from servers
 LOCK = "lock"  # a file in them, locked while the process that exports is alive
-
-
-def check_name(name: str) -> None:
-    """Raise `UserError` if a name could not stand in a URL, or could be a version."""
-    allowed = re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name)
-    if not allowed or name.isdecimal():
-        raise UserError(
-            f"{shortened(name)} cannot be the name of a model: take up to 100 of the "
-            "characters A-Z a-z 0-9 _ - . that begin with neither - nor . and are no "
-            "number"
-        )
 
 
 def versions(folder: Path) -> dict[int, Path]:
@@ -122,7 +110,7 @@ def add_version(folder: Path, write: Callable[[Path], None]) -> Path:
     Raises:
         UserError: If the folder's name is no name of a model, or it cannot be written.
     """
-    check_name(folder.name)
+    check_model_name(folder.name)
     check_writable(folder)
     remove_partial(folder)
     with _partial(folder) as version:

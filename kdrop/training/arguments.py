@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kdrop.errors import UserError, check_choice
-from kdrop.training.comparison import VOTE_SIZES, Comparison
-from kdrop.training.devices import DeviceOptions
 from kdrop.training.experiment import PRESETS, Experiment
+from kdrop.training.settings import VOTE_SIZES, Comparison, DeviceOptions
 
 DROPOUT = "none,InvertedDropout,VanillaDropout"
 

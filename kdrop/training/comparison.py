@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,98 +16,17 @@ from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
-from kdrop.serving.versions import check_name, check_writable, remove_partial, versions
+from kdrop.serving.versions import check_writable, remove_partial, versions
 from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
 from kdrop.training.export import draw_comparison, export_best
-from kdrop.training.fields import check_settings, setting
 from kdrop.training.report import results_table, vote_table
-from kdrop.training.run import (
-    Run,
-    SeedRuns,
-    load_data,
-    network,
-    train,
-)
+from kdrop.training.run import Run, SeedRuns, load_data, network, train
+from kdrop.training.settings import Comparison
 
 CHECKPOINTS = ".unfinished"  # below the output folder; no model server reads it
-MAX_RUNS = 500  # each holds the file of its lock
-# Test examples of the vote: 50 samples of 1,000 CIFAR-10 images take about a minute.
-VOTE_SIZES = {"spiral": 3000, "cifar10": 1000, "mnist": 10000}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What to train and compare, and where the models go."""
-
-    experiments: Sequence[Experiment]  # of one data set
-    seeds: int = setting(1, "runs of each layer, with seeds from `seed` on", "[1, 100]")
-    passes: int = setting(50, "Monte Carlo samples that vote, 0: no vote", "[0, 10000]")
-    vote_size: int = setting(1000, "test examples to vote on", "[1, 1000000]")
-    output: Path = setting(Path("saved_models"), "folder of the models")
-    name: str | None = setting(
-        None,
-        "of the model's folder; of several, what it begins with",
-        "",
-        "data set and layer",
-    )
-    resume: bool = setting(False, "continue after the last saved epoch")
-    tensorboard: Path | None = setting(None, "folder for TensorBoard", "", "no logs")
-    data_dir: Path | None = setting(None, "folder of data sets", "", "TFDS_DATA_DIR")
-
-    def __post_init__(self):
-        check_settings(self)
-        if len(self.runs()) > MAX_RUNS:
-            rule = f"must make at most {MAX_RUNS} runs, not {len(self.runs())}"
-            raise UserError(f"`seeds` is {self.seeds}, but with these layers {rule}.")
-        if self.name is not None:
-            try:
-                for name in (self.name, *(folder.name for folder in self.folders())):
-                    check_name(name)
-            except UserError as error:
-                raise UserError(f"`name` is wrong: {error}") from None
-
-    def folders(self) -> list[Path]:
-        """The folder of each experiment's model."""
-        names = [experiment.slug() for experiment in self.experiments]
-        if self.name is not None:
-            prefix = self.experiments[0].data
-            names = [self.name + name.removeprefix(prefix) for name in names]
-            names = [self.name] if len(names) == 1 else names
-        return [self.output / name for name in names]
-
-    def seeded(self, experiment: Experiment) -> list[Experiment]:
-        """The runs of an experiment, one for each seed."""
-        seeds = range(experiment.seed, experiment.seed + self.seeds)
-        return [replace(experiment, seed=seed) for seed in seeds]
-
-    def runs(self) -> list[Experiment]:
-        return [run for each in self.experiments for run in self.seeded(each)]
-
-    def checkpoint(self, experiment: Experiment) -> Checkpoint:
-        return Checkpoint(self.output / CHECKPOINTS / experiment.key())
-
-    def can_resume(self) -> bool:
-        """Whether an epoch of a run is saved, or a comparison was not cleaned up."""
-        saved = any(self.checkpoint(run).saved for run in self.runs())
-        return saved or bool(self.exported())
-
-    @property
-    def mark(self) -> Path:
-        """The file that lists the exported versions until the checkpoints are gone."""
-        names = [run.key() for run in self.runs()] + [x.name for x in self.folders()]
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        return self.output / f".exported-{digest[:16]}"
-
-    def exported(self) -> list[Path]:
-        """The versions that `mark` lists, if all of them are there."""
-        with contextlib.suppress(Exception):  # a damaged file can raise anything
-            paths = [self.output / x for x in json.loads(self.mark.read_text())]
-            if len(paths) == len(self.experiments) and all(map(_is_version, paths)):
-                return paths
-        return []
 
 
 def compare(comparison: Comparison, devices: Devices, console: Console) -> list[Path]:
@@ -136,26 +55,55 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
         check_writable(comparison.tensorboard)
     try:
         with _locked(comparison):
-            paths = comparison.exported() if comparison.resume else []
+            paths = _exported(comparison) if comparison.resume else []
             if not devices.agree(bool(paths)):  # else the clean-up was interrupted
-                comparison.mark.unlink(missing_ok=True)
+                _mark(comparison).unlink(missing_ok=True)
                 paths = _train_and_export(comparison, devices, console)
                 names = [str(path.relative_to(comparison.output)) for path in paths]
-                write(comparison.mark, json.dumps(names))
+                write(_mark(comparison), json.dumps(names))
             checkpoints = [x for path in paths for x in _record(path)["checkpoints"]]
-            for checkpoint in map(comparison.checkpoint, comparison.runs()):
+            for run in comparison.runs():
+                checkpoint = _checkpoint(comparison, run)
                 # Another command may have begun the run anew.
                 if checkpoint.digest() in ["", *checkpoints]:
                     checkpoint.discard()
             for folder in comparison.folders():
                 remove_partial(folder)
-        comparison.mark.unlink(missing_ok=True)  # last: nothing is left to be deleted
+        _mark(comparison).unlink(missing_ok=True)  # last: nothing is left to be deleted
         return paths
     except (OSError, MemoryError, tf.errors.ResourceExhaustedError) as error:
         reason = (str(error) or "The memory is full").splitlines()[0]
-        saved = comparison.can_resume()
+        saved = can_resume(comparison)
         hint = "; `resume` continues from the last checkpoint" if saved else ""
         raise UserError(f"{reason}{hint}") from error
+
+
+def can_resume(comparison: Comparison) -> bool:
+    """Whether an epoch of a run is saved, or a comparison was not cleaned up."""
+    saved = any(_checkpoint(comparison, run).saved for run in comparison.runs())
+    return saved or bool(_exported(comparison))
+
+
+def _checkpoint(comparison: Comparison, run: Experiment) -> Checkpoint:
+    return Checkpoint(comparison.output / CHECKPOINTS / run.key())
+
+
+def _mark(comparison: Comparison) -> Path:
+    """The file that lists the exported versions until the checkpoints are gone."""
+    names = [run.key() for run in comparison.runs()]
+    names += [folder.name for folder in comparison.folders()]
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return comparison.output / f".exported-{digest[:16]}"
+
+
+def _exported(comparison: Comparison) -> list[Path]:
+    """The versions that `_mark` lists, if all of them are there."""
+    with contextlib.suppress(Exception):  # a damaged file can raise anything
+        names = json.loads(_mark(comparison).read_text())
+        paths = [comparison.output / name for name in names]
+        if len(paths) == len(comparison.experiments) and all(map(_is_version, paths)):
+            return paths
+    return []
 
 
 @contextlib.contextmanager
@@ -166,7 +114,7 @@ def _locked(comparison: Comparison) -> Generator[None]:
     try:
         with contextlib.ExitStack() as locks:
             for run in dict.fromkeys(comparison.runs()):
-                locks.enter_context(lock(comparison.checkpoint(run).folder))
+                locks.enter_context(lock(_checkpoint(comparison, run).folder))
             yield
     finally:
         with contextlib.suppress(OSError):  # not empty: it has checkpoints
@@ -189,7 +137,7 @@ def _train_and_export(
 def _export_all(comparison, results, data, pictures: Path) -> list[Path]:
     paths = []
     for result, folder in zip(results, comparison.folders(), strict=True):
-        checkpoints = [comparison.checkpoint(run.experiment) for run in result.runs]
+        checkpoints = [_checkpoint(comparison, run.experiment) for run in result.runs]
         record = {
             "passes": comparison.passes,
             "voted_on": min(comparison.vote_size, len(data.test.targets)),
@@ -249,7 +197,7 @@ def _train_one(experiment, comparison, data, devices, console) -> Run:
     """Train or resume one run, and let its Monte Carlo samples vote."""
     suffix = f" seed {experiment.seed}" if comparison.seeds > 1 else ""
     label = experiment.dropout + suffix
-    checkpoint = comparison.checkpoint(experiment)
+    checkpoint = _checkpoint(comparison, experiment)
     if comparison.resume:
         if not checkpoint.saved:
             console.print(f"{label}  nothing to resume with these settings")

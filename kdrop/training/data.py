@@ -14,7 +14,7 @@ from kdrop.errors import UserError, check_choice
 from kdrop.training.fields import check
 
 # The image sets of tensorflow-datasets, and the servers that they are downloaded from.
-# A new one needs a preset in `experiment` and a vote size in `comparison`, too.
+# A new one needs a preset in `experiment` and a vote size in `settings`, too.
 HOSTS = {"cifar10": "www.cs.toronto.edu", "mnist": "storage.googleapis.com"}
 SETS = ("spiral", *HOSTS)
 PROBE_SECONDS = 2.0

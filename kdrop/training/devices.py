@@ -21,9 +21,8 @@ import numpy as np
 
 from kdrop import backend
 from kdrop.errors import UserError
-from kdrop.training.fields import check_settings, setting
+from kdrop.training.settings import DeviceOptions
 
-COUNT = "[1, 1024]"  # of devices or processes
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as lost
 
 
@@ -79,24 +78,6 @@ class Devices:
 
 
 ALONE = Devices()
-
-
-@dataclass(frozen=True)
-class DeviceOptions:
-    """Which devices share a run: of TensorFlow the first field, of JAX the others."""
-
-    replicas: int | None = setting(
-        None, "accelerators, or else cores, for a batch", COUNT, "all, or one core"
-    )
-    processes: int | None = setting(None, "all, with KERAS_BACKEND=jax", COUNT, "one")
-    process_id: int | None = setting(None, "this one's", "[0, 1023]", "the launcher's")
-    coordinator: str | None = setting(
-        None, "host:port of process 0", unset="JAX_COORDINATOR_ADDRESS"
-    )
-    wait: int = setting(60, "seconds for all processes to start", "[0, 86400]")
-
-    def __post_init__(self):
-        check_settings(self)
 
 
 def available(options: DeviceOptions) -> Devices:

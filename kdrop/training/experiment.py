@@ -1,7 +1,6 @@
 """The settings of one training run."""
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Callable
@@ -9,13 +8,29 @@ from dataclasses import MISSING, asdict, dataclass
 from numbers import Real
 from typing import Any
 
-from kdrop import layers, schedules
+from kdrop import schedules
 from kdrop.errors import UserError, check_choice
-from kdrop.layers.base import Drop
-from kdrop.models import MODELS
 from kdrop.schedules import Schedule
 from kdrop.training.fields import check, check_settings, setting
 
+# Copies of the names in `kdrop.layers` and of the defaults in `kdrop.models`, which a
+# test compares: those modules import Keras, and that takes seconds.
+LAYERS = (
+    "AlphaDropout", "ConcreteDropout", "DropBlock1D", "DropBlock2D", "DropBlock3D",
+    "DropConnectConv2D", "DropConnectDense", "DropPath", "ExactDropout",
+    "GaussianDropout", "InvertedDropout", "SpatialDropout1D", "SpatialDropout2D",
+    "SpatialDropout3D", "StandoutDropout", "StochasticDepth", "TokenDropout",
+    "UniformDropout", "VanillaDropout", "VariationalDropout",
+)  # fmt: skip
+WITHOUT_RATE = ("none", "ConcreteDropout", "StandoutDropout", "VariationalDropout")
+NETWORKS: dict[str, dict[str, Any]] = {
+    "spiral_mlp": dict(hidden=(256, 256)),
+    "mnist_mlp": dict(hidden=(1024, 1024)),
+    "concat_mlp": dict(hidden=(512, 512)),
+    "alexnet": dict(hidden=(4096, 4096)),
+    "alexnet32": dict(width=32, hidden=(1024,)),
+    "srivastava_cnn": dict(hidden=(2048, 2048), input_rate=0.1, max_norm=4.0),
+}
 # Each makes a schedule of the rate that a layer has before training.
 SCHEDULES: dict[str, Callable[[float], Schedule]] = {
     "constant": schedules.constant,
@@ -70,7 +85,7 @@ class Experiment:
         "how the rate changes from step to step: constant, linear or cosine (both to "
         "0), early, late, curriculum, annealed or scheduled_drop_path",
     )
-    model: str = setting(MISSING, ", ".join(MODELS))
+    model: str = setting(MISSING, ", ".join(NETWORKS))
     hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
     width: int = setting(0, "filters of alexnet32 at first", "[0, 16384]", "none")
     train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
@@ -107,9 +122,9 @@ class Experiment:
         """The data set's and the network's usual settings, changed by `settings`."""
         check_choice("data set", data, PRESETS)
         settings = {**PRESETS[data], **settings}
-        check_choice("model", settings["model"], MODELS)
+        check_choice("model", settings["model"], NETWORKS)
         check("width", settings.get("width", 1), WIDTH)
-        return cls(data=data, **{**_network_defaults(settings["model"]), **settings})
+        return cls(data=data, **{**NETWORKS[settings["model"]], **settings})
 
     def __post_init__(self):
         for name in ("rate", "hidden"):
@@ -117,15 +132,14 @@ class Experiment:
             several = (value,) if isinstance(value, Real) else tuple(value)
             object.__setattr__(self, name, several)
         check_choice("data set", self.data, PRESETS)
-        check_choice("layer", self.dropout, ["none", *layers.__all__])
-        check_choice("model", self.model, MODELS)
+        check_choice("layer", self.dropout, ["none", *LAYERS])
+        check_choice("model", self.model, NETWORKS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_settings(self)
-        network = _network_defaults(self.model)
+        network = NETWORKS[self.model]
         if self.width and "width" not in network:
             raise UserError(f"`width` is not for `model` {self.model}.")
-        layer = getattr(layers, self.dropout, type(None))
-        if not issubclass(layer, Drop):  # it has no rate, or learns it
+        if self.dropout in WITHOUT_RATE:
             usual = network.get("input_rate", 0.0)
             unset = {"rate": ((), (0.0,)), "schedule": ("constant",)}
             for name, values in {**unset, "input_rate": (usual, 0.0)}.items():
@@ -145,10 +159,3 @@ class Experiment:
         settings = json.dumps(asdict(self)).encode()
         digest = hashlib.sha256(settings).hexdigest()[:8]
         return f"{self.slug()}-seed{self.seed}-{digest}"
-
-
-def _network_defaults(model: str) -> dict[str, Any]:
-    """The defaults of the settings that the builder of a network shares."""
-    names = ("hidden", "width", "input_rate", "max_norm")
-    parameters = inspect.signature(MODELS[model]).parameters
-    return {name: parameters[name].default for name in names if name in parameters}

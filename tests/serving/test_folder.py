@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from kdrop.serving.versions import check_name
+from kdrop.errors import check_model_name
 
 httpx = pytest.importorskip("httpx", reason="KServe is not installed")
 pytest.importorskip("kserve", reason="KServe is not installed: the extra serve")
@@ -184,4 +184,4 @@ def test_a_version_that_cannot_be_read_is_skipped(client, folder):
 
 def test_names_of_train_py_are_names_of_models():
     for name in ("spiral-inverted-dropout", "cifar10_2.x", "_a", "1a"):
-        check_name(name)
+        check_model_name(name)

@@ -8,9 +8,8 @@ import pytest
 from kdrop.errors import UserError
 from kdrop.models import MODELS
 from kdrop.training.arguments import options_in_errors, parse
-from kdrop.training.comparison import Comparison
-from kdrop.training.devices import DeviceOptions
 from kdrop.training.experiment import PRESETS, SCHEDULES, Experiment
+from kdrop.training.settings import Comparison, DeviceOptions
 
 
 def test_without_arguments_three_runs_on_the_spiral_are_compared():

@@ -14,17 +14,11 @@ from kdrop.training import devices as module
 from kdrop.training import run as run_module
 from kdrop.training.checkpoint import Checkpoint
 from kdrop.training.data import Data, Part
-from kdrop.training.devices import (
-    ALONE,
-    DeviceOptions,
-    Devices,
-    available,
-    join,
-    mirror,
-)
+from kdrop.training.devices import ALONE, Devices, available, join, mirror
 from kdrop.training.experiment import Experiment
 from kdrop.training.pipeline import batches
 from kdrop.training.run import train
+from kdrop.training.settings import DeviceOptions
 
 # Two steps an epoch, of 60 examples and of 30.
 SMALL = Experiment.preset(

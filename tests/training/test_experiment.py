@@ -1,12 +1,39 @@
 """Experiments: presets, checks and keys."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 
+from kdrop import layers
 from kdrop.errors import UserError
-from kdrop.training.experiment import PRESETS, SCHEDULES, Experiment
+from kdrop.layers.base import Drop
+from kdrop.models import MODELS
+from kdrop.training.experiment import (
+    LAYERS,
+    NETWORKS,
+    PRESETS,
+    SCHEDULES,
+    WITHOUT_RATE,
+    Experiment,
+)
+
+
+def test_the_tables_are_those_of_the_layers_and_the_networks():
+    assert list(LAYERS) == layers.__all__
+    unset = [x for x in LAYERS if not issubclass(getattr(layers, x), Drop)]
+    assert list(WITHOUT_RATE) == ["none", *unset]
+    settings = {field.name for field in dataclasses.fields(Experiment)}
+    defaults = {
+        name: {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(builder).parameters.values()
+            if parameter.kind == parameter.KEYWORD_ONLY and parameter.name in settings
+        }
+        for name, builder in MODELS.items()
+    }
+    assert NETWORKS == defaults and list(NETWORKS) == list(MODELS)
 
 
 @pytest.mark.parametrize("data", PRESETS)

@@ -53,6 +53,7 @@ from jax.experimental.multihost_utils import process_allgather
 from kdrop.training import devices, progress, run
 from kdrop.training.data import Part
 from kdrop.training.experiment import Experiment
+from kdrop.training.settings import DeviceOptions
 
 _, names, _, processes, _, process, *coordinator = sys.argv
 EXPERIMENTS = {
@@ -69,7 +70,7 @@ EXPERIMENTS = {
 }
 # The clocks of the processes differ: let one of them never save.
 progress.SAVE_SECONDS = 1e9 if process == "0" else 0
-options = devices.DeviceOptions(None, int(processes), int(process), *coordinator[1:])
+options = DeviceOptions(None, int(processes), int(process), *coordinator[1:])
 shared = devices.join(options)
 
 def mask(layer, batch):
@@ -241,7 +242,8 @@ def test_a_coordinator_that_does_not_answer_is_reported(start, coordinator):
     "variables", [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}], ids=str
 )
 def test_no_process_waits_for_others_unasked(variables, monkeypatch):
-    from kdrop.training.devices import DeviceOptions, join
+    from kdrop.training.devices import join
+    from kdrop.training.settings import DeviceOptions
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from commands import SCRIPT, train
 
+import kdrop
 from kdrop.training import comparison
 from kdrop.training.report import mean_and_spread
 
@@ -204,7 +205,49 @@ def test_a_missing_extra_is_one_sentence(tmp_path, module):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--epocs 3", "did you mean --epochs"),
+        ("--epochs 0", "--epochs is 0, but must be in"),
+        ("spirl", "did you mean spiral"),
+        ("--dropout InvertDropout", "did you mean InvertedDropout"),
+        ("--model alexnet_32", "did you mean alexnet32"),
+        ("--schedule erly", "did you mean early"),
+        ("--dropout StandoutDropout --rate 0.1", "which has no rate to set"),
+        ("--width 32", "--width is not for --model spiral_mlp"),
+        ("--name ../mine", "--name is wrong"),
+        ("--processes 0", "--processes is 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_tensorflow(arguments, message, tmp_path):
+    traced = [sys.executable, "-X", "importtime", SCRIPT, *arguments.split()]
+    process = subprocess.run(traced, cwd=tmp_path, capture_output=True, text=True)
+    *imports, sentence = process.stderr.splitlines()
+    assert process.returncode == 2 and message in sentence
+    modules = {line.rpartition("|")[2].strip() for line in imports}
+    assert "kdrop.training.arguments" in modules
+    assert not modules & {"tensorflow", "keras", "jax", "numpy"}
+
+
+def test_a_backend_that_is_not_supported_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    process = start("", tmp_path)
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 2 and error.count("\n") == 1, error
+    assert error.startswith("train.py: kdrop runs on the Keras backends tensorflow")
+
+
 @pytest.mark.slow
+def test_the_command_records_its_versions(tmp_path):
+    """The names of kdrop, `__version__` among them, are there once it trains."""
+    process = start(QUICK + "--dropout none --passes 0", tmp_path)
+    output, error = process.communicate(timeout=600)
+    assert (process.returncode, error) == (0, ""), error
+    made_with = record(tmp_path, "spiral-none")["made_with"]
+    assert made_with["kdrop"] == kdrop.__version__
+
+
 def test_an_error_is_all_that_is_printed(tmp_path):
     process = start("--rate 2", tmp_path)
     output, error = process.communicate(timeout=600)

@@ -13,9 +13,10 @@ from runs import small
 import kdrop
 from kdrop.ensemble.calibration import MEASURES
 from kdrop.training import export
-from kdrop.training.comparison import Comparison, compare
+from kdrop.training.comparison import compare
 from kdrop.training.data import load
 from kdrop.training.devices import ALONE
+from kdrop.training.settings import Comparison
 
 PICTURES = {"passes", "reliability", "uncertainty"}
 
