@@ -41,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=20, steps_per_epoch=None, batch_size=128, learning_rate=0.001,
     ),
 }  # fmt: skip
+OPTIMIZERS = ("adam", "sgd")
 # Allowed values.
 FRACTION, SIZE, WIDTH = "[0, 1)", "[1, 1000000]", "[1, 16384]"
 WEIGHT, SEED = "[0, 1000000]", "[0, 4294967295]"
@@ -59,7 +60,10 @@ class Experiment:
     dropout: str = setting("InvertedDropout", "a layer of kdrop, or none")
     # A single number becomes a tuple.
     rate: tuple[float, ...] = setting(
-        (), "fraction to drop, in all layers or in each", FRACTION, "the network's"
+        (),
+        "fraction to drop, in all layers (resnet32: in the last block) or in each",
+        FRACTION,
+        "the network's",
     )
     input_rate: float = setting(
         0.0, "fraction of inputs to drop", FRACTION, "the network's"
@@ -71,17 +75,28 @@ class Experiment:
     )
     model: str = setting(MISSING, ", ".join(MODELS))
     hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
-    width: int = setting(0, "filters of alexnet32 at first", "[0, 16384]", "none")
+    width: int = setting(
+        0, "filters of alexnet32 or resnet32 at first", "[0, 16384]", "none"
+    )
     train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
     validation: float = setting(MISSING, "fraction to validate on", FRACTION)
     mirror: bool = setting(False, "mirror half of the images")
     shift: int = setting(0, "largest shift of the images in pixels", "[0, 1000]")
+    cutout: int = setting(
+        0, "side of a square of each image to hide, in pixels", "[0, 1000]"
+    )
     epochs: int = setting(MISSING, "training epochs", SIZE)
     steps_per_epoch: int | None = setting(
         None, "training steps of an epoch", SIZE, "one pass over the data"
     )
     batch_size: int = setting(MISSING, "examples in a step", SIZE)
-    learning_rate: float = setting(MISSING, "of Adam, at first", "(0, 1000]")
+    optimizer: str = setting(
+        "adam", "adam (AdamW with `weight_decay`), or sgd with Nesterov momentum 0.9"
+    )
+    learning_rate: float = setting(MISSING, "before it decays", "(0, 1000]")
+    warmup: float = setting(
+        0.0, "fraction of the steps in which the learning rate rises from 0", FRACTION
+    )
     decay: float | str = setting(
         "cosine",
         "of the learning rate: cosine (to 0), or a number d for 1 / (1 + d * step)",
@@ -94,6 +109,12 @@ class Experiment:
         0.0, "limit of a unit's weights' norm", WEIGHT, "the network's"
     )
     norm_penalty: float = setting(0.0, "weight of the norms of every parameter", WEIGHT)
+    weight_decay: float = setting(
+        0.0, "fraction of each kernel to subtract, times the learning rate", WEIGHT
+    )
+    label_smoothing: float = setting(
+        0.0, "fraction of the target to spread over all classes", FRACTION
+    )
     jit_compile: bool = setting(False, "compile the training step with XLA")
     seed: int = setting(0, "seed of initial weights, shuffling and masks", SEED)
     data_seed: int = setting(0, "seed of the choice of examples", SEED)
@@ -116,7 +137,10 @@ class Experiment:
         check_choice("layer", self.dropout, ["none", *layers.__all__])
         check_choice("model", self.model, MODELS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_settings(self)
+        if self.warmup and self.decay != "cosine":
+            raise UserError("`warmup` is set, but `decay` is not cosine.")
         network = _network_defaults(self.model)
         if self.width and "width" not in network:
             raise UserError(f"`width` is not for `model` {self.model}.")
