@@ -25,8 +25,8 @@ class Noise(keras.Layer):
 
     # Where in a network the layer belongs; the builders of `kdrop.models` ask for it.
     # "units": after any layer. "feature maps": after convolutions. "dense units": after
-    # dense layers. "dense layer", "convolution": in place of such a layer. Others, such
-    # as "tokens": nowhere in those networks.
+    # dense layers. "dense layer", "convolution": in place of such a layer. "residual
+    # branches": last in them. Others, such as "tokens": nowhere in those networks.
     place = "units"
     # The arguments of a subclass that its configuration holds, as attributes.
     config_arguments = ()

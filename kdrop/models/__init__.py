@@ -3,12 +3,14 @@
 A builder takes `(dropout, rate)`, sizes, `classes` and `input_shape`. `dropout` is
 
     a layer class of kdrop   used where `dropout.place` says that it fits; layers for
-                             feature maps leave the other places to `InvertedDropout`
+                             feature maps and residual branches leave the other places
+                             to `InvertedDropout`
     any other callable       called as `dropout(rate, seed=seed, name="drop_1")` at
                              each place: a layer class of Keras, a `functools.partial`
     None                     no dropout
 
-`rate` is the fraction dropped: one for all places, or one for each. Further keywords:
+`rate` is the fraction dropped: one for all places (in `resnet32` the largest of them),
+or one for each. Further keywords:
 
     input_rate      fraction of the standardised inputs to drop; 0 adds no layer
     l1, l2          weights of the absolute and squared parameters of hidden layers
@@ -24,16 +26,20 @@ is raised for a wrong number of rates, a negative penalty, and a layer of kdrop 
 the network has no place for.
 """
 
+from kdrop.models.losses import NormPenalty, SmoothedCrossentropy
 from kdrop.models.networks import (
     alexnet,
     alexnet32,
     concat_mlp,
     mnist_mlp,
+    resnet32,
     spiral_mlp,
     srivastava_cnn,
 )
-from kdrop.models.places import NormPenalty
 
-_BUILDERS = (spiral_mlp, mnist_mlp, concat_mlp, alexnet, alexnet32, srivastava_cnn)
+_BUILDERS = (
+    *(spiral_mlp, mnist_mlp, concat_mlp),
+    *(alexnet, alexnet32, resnet32, srivastava_cnn),
+)
 MODELS = {builder.__name__: builder for builder in _BUILDERS}
-__all__ = ["MODELS", "NormPenalty", *MODELS]
+__all__ = ["MODELS", "NormPenalty", "SmoothedCrossentropy", *MODELS]

@@ -1,8 +1,11 @@
 """The builders of `kdrop.models`."""
 
+from numbers import Real
+
 import keras
 
 from kdrop.models.places import Network
+from kdrop.schedules import over_depth
 
 
 def spiral_mlp(
@@ -47,8 +50,7 @@ def concat_mlp(
     inputs, *layers = network.inputs(flat=True)
     outputs, hidden_outputs = inputs, []
     for number, units in enumerate(hidden, start=1):
-        for layer in layers + network.hidden([units], number):
-            outputs = layer(outputs)
+        outputs = _through(layers + network.hidden([units], number), outputs)
         hidden_outputs.append(outputs)
         layers = []
     outputs = network.head()(keras.layers.Concatenate()(hidden_outputs))
@@ -105,13 +107,61 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
         conv = network.conv(times * width, 3, number, padding="same", use_bias=False)
         # Pooling first leaves a quarter of the values to normalise.
         layers += [conv, keras.layers.MaxPooling2D(2)] if number else [conv]
-        penalties = network.penalties("gamma", "beta")
-        layers.append(keras.layers.BatchNormalization(momentum=0.9, **penalties))
-        layers.append(keras.layers.ReLU())
+        layers += _activation(network)
         if number:
             layers += network.drop(number, "feature maps")
     layers += [keras.layers.Flatten(), *network.hidden(hidden, first=4)]
     return network.sequential("alexnet32", layers)
+
+
+def resnet32(dropout=None, rate=0.2, *, width=16, depth=2, hidden=(), **common):
+    """A residual network for 32 x 32 images, with one place for dropout in each block.
+
+    Three stages of `depth` blocks have `width`, 2 and 4 times as many filters on maps
+    of the whole, half and a quarter of the image's size. The mean of each map goes to
+    the dense layers of `hidden` and the classifier. A block adds to its inputs the
+    outputs of its branch: normalise, ReLU and convolve, twice. `DropPath` and
+    `StochasticDepth` are the last layer of the branch, others are before its second
+    convolution, which `DropConnectConv2D` replaces. A single rate is that of the last
+    block; the others are smaller in proportion to their depth.
+
+    >>> model = kdrop.models.resnet32(kdrop.DropPath, 0.4, width=4, depth=1)
+    >>> [round(layer.rate, 3) for layer in kdrop.drop_layers(model)]
+    [0.133, 0.267, 0.4]
+
+    Reference: [He et al., 2016](https://arxiv.org/abs/1603.05027), for the blocks;
+    [Zagoruyko and Komodakis, 2016](https://arxiv.org/abs/1605.07146), section 2.4, for
+    dropout inside them; [Huang et al., 2016](https://arxiv.org/abs/1603.09382),
+    section 3, for dropping them; [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890),
+    section 4.1, for blocks of feature maps after convolutions
+    """
+    places = 3 * depth + len(hidden)
+    if isinstance(rate, Real):
+        rate = [*over_depth(rate, 3 * depth), *[rate] * len(hidden)]
+    network = Network(dropout, rate, places, **common)
+    inputs, *layers = network.inputs()
+    stem = network.conv(width, 3, padding="same", use_bias=False)
+    outputs = _through([*layers, stem], inputs)
+    for block in range(3 * depth):
+        stage, position = divmod(block, depth)
+        filters, number = width * 2**stage, block + 1
+        strides = 2 if stage and not position else 1
+        conv = {"padding": "same", "use_bias": False}
+        branch = _through(_activation(network), outputs)
+        if strides > 1:
+            shortcut = network.conv(filters, 1, strides=2, use_bias=False)
+            outputs = shortcut(branch)
+        layers = [
+            network.conv(filters, 3, strides=strides, **conv),
+            *_activation(network),
+            *network.drop(number, "feature maps"),
+            network.conv(filters, 3, number, **conv),
+            *network.drop(number, "residual branches"),
+        ]
+        outputs = keras.layers.Add()([outputs, _through(layers, branch)])
+    layers = [*_activation(network), keras.layers.GlobalAveragePooling2D()]
+    layers += [*network.hidden(hidden, first=3 * depth + 1), network.head()]
+    return keras.Model(inputs, _through(layers, outputs), name="resnet32")
 
 
 def srivastava_cnn(
@@ -140,3 +190,16 @@ def srivastava_cnn(
         ]
     layers += [keras.layers.Flatten(), *network.hidden(hidden, first=4)]
     return network.sequential("srivastava_cnn", layers)
+
+
+def _activation(network):
+    penalties = network.penalties("gamma", "beta")
+    normalisation = keras.layers.BatchNormalization(momentum=0.9, **penalties)
+    return [normalisation, keras.layers.ReLU()]
+
+
+def _through(layers, outputs):
+    """The outputs of a chain of layers."""
+    for layer in layers:
+        outputs = layer(outputs)
+    return outputs

@@ -5,9 +5,9 @@ from numbers import Real
 from typing import Any
 
 import keras
-from keras import ops
 
 from kdrop.layers.units import InvertedDropout
+from kdrop.models.losses import NormPenalty
 
 # Where each kind of layer goes: True inserts the layer, False an InvertedDropout.
 _PLACES: dict[str, dict[str, bool]] = {
@@ -15,33 +15,12 @@ _PLACES: dict[str, dict[str, bool]] = {
     "feature maps": {"inputs": False, "feature maps": True, "dense units": False},
     "dense units": {"inputs": True, "dense units": True},
     "convolution": {"inputs": False, "dense units": False},
+    "residual branches": {
+        "inputs": False,
+        "residual branches": True,
+        "dense units": False,
+    },
 }
-
-
-@keras.saving.register_keras_serializable("kdrop")
-class NormPenalty(keras.regularizers.L1L2):
-    """Penalty on the L1 norm and the Euclidean norm, not its square, of a parameter.
-
-    Args:
-        coefficient: Weight of both norms. At an all-zero parameter their gradient is 0.
-        l1, l2: Weights of the absolute and the squared values, which are added.
-
-    >>> float(kdrop.models.NormPenalty(0.5)(numpy.array([3.0, -4.0])))
-    6.0
-    """
-
-    def __init__(self, coefficient, l1=0.0, l2=0.0):
-        super().__init__(l1=l1, l2=l2)
-        self.coefficient = coefficient
-
-    def __call__(self, x):
-        square = ops.sum(ops.square(x))
-        # The root has an infinite slope at 0, and 0 * inf would be a NaN.
-        norm = ops.where(square > 0, ops.sqrt(ops.where(square > 0, square, 1.0)), 0.0)
-        return super().__call__(x) + self.coefficient * (ops.sum(ops.abs(x)) + norm)
-
-    def get_config(self):
-        return {"coefficient": self.coefficient, **super().get_config()}
 
 
 @dataclass

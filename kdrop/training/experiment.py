@@ -29,6 +29,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "concat_mlp": dict(hidden=(512, 512)),
     "alexnet": dict(hidden=(4096, 4096)),
     "alexnet32": dict(width=32, hidden=(1024,)),
+    "resnet32": dict(width=16, hidden=()),
     "srivastava_cnn": dict(hidden=(2048, 2048), input_rate=0.1, max_norm=4.0),
 }
 # Each makes a schedule of the rate that a layer has before training.
@@ -57,6 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         jit_compile=True,
     ),
 }  # fmt: skip
+OPTIMIZERS = ("adam", "sgd")
 # Allowed values.
 FRACTION, SIZE, WIDTH = "[0, 1)", "[1, 1000000]", "[1, 16384]"
 WEIGHT, SEED = "[0, 1000000]", "[0, 4294967295]"
@@ -75,7 +77,10 @@ class Experiment:
     dropout: str = setting("InvertedDropout", "a layer of kdrop, or none")
     # A single number becomes a tuple.
     rate: tuple[float, ...] = setting(
-        (), "fraction to drop, in all layers or in each", FRACTION, "the network's"
+        (),
+        "fraction to drop, in all layers (resnet32: in the last block) or in each",
+        FRACTION,
+        "the network's",
     )
     input_rate: float = setting(
         0.0, "fraction of inputs to drop", FRACTION, "the network's"
@@ -87,17 +92,28 @@ class Experiment:
     )
     model: str = setting(MISSING, ", ".join(NETWORKS))
     hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
-    width: int = setting(0, "filters of alexnet32 at first", "[0, 16384]", "none")
+    width: int = setting(
+        0, "filters of alexnet32 or resnet32 at first", "[0, 16384]", "none"
+    )
     train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
     validation: float = setting(MISSING, "fraction to validate on", FRACTION)
     mirror: bool = setting(False, "mirror half of the images")
     shift: int = setting(0, "largest shift of the images in pixels", "[0, 1000]")
+    cutout: int = setting(
+        0, "side of a square of each image to hide, in pixels", "[0, 1000]"
+    )
     epochs: int = setting(MISSING, "training epochs", SIZE)
     steps_per_epoch: int | None = setting(
         None, "training steps of an epoch", SIZE, "one pass over the data"
     )
     batch_size: int = setting(MISSING, "examples in a step", SIZE)
-    learning_rate: float = setting(MISSING, "of Adam, at first", "(0, 1000]")
+    optimizer: str = setting(
+        "adam", "adam (AdamW with `weight_decay`), or sgd with Nesterov momentum 0.9"
+    )
+    learning_rate: float = setting(MISSING, "before it decays", "(0, 1000]")
+    warmup: float = setting(
+        0.0, "fraction of the steps in which the learning rate rises from 0", FRACTION
+    )
     decay: float | str = setting(
         "cosine",
         "of the learning rate: cosine (to 0), or a number d for 1 / (1 + d * step)",
@@ -110,6 +126,12 @@ class Experiment:
         0.0, "limit of a unit's weights' norm", WEIGHT, "the network's"
     )
     norm_penalty: float = setting(0.0, "weight of the norms of every parameter", WEIGHT)
+    weight_decay: float = setting(
+        0.0, "fraction of each kernel to subtract, times the learning rate", WEIGHT
+    )
+    label_smoothing: float = setting(
+        0.0, "fraction of the target to spread over all classes", FRACTION
+    )
     # It pays where products of matrices take the time: see benchmarks/README.md.
     jit_compile: bool = setting(
         False, "compile the training step with XLA, on one device"
@@ -135,7 +157,10 @@ class Experiment:
         check_choice("layer", self.dropout, ["none", *LAYERS])
         check_choice("model", self.model, NETWORKS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_settings(self)
+        if self.warmup and self.decay != "cosine":
+            raise UserError("`warmup` is set, but `decay` is not cosine.")
         network = NETWORKS[self.model]
         if self.width and "width" not in network:
             raise UserError(f"`width` is not for `model` {self.model}.")

@@ -17,6 +17,7 @@ def batches(
     shuffle_seed: int | None = None,
     mirror: bool = False,
     shift: int = 0,
+    cutout: int = 0,
     devices: Devices = ALONE,
 ) -> tf.data.Dataset:
     """Pairs of a float32 batch of inputs and its int32 targets, epoch after epoch.
@@ -38,25 +39,31 @@ def batches(
         shuffle_seed: Shuffles each epoch anew; the order of the part if `None`.
         mirror: Mirror half of the images, left to right.
         shift: Largest shift of the images each way in pixels, the border reflected.
+        cutout: Side in pixels of a square around a random pixel of each image, which
+            gets the mean colour of the part
+            ([DeVries and Taylor, 2017](https://arxiv.org/abs/1708.04552)); 0 for none.
         devices: Those that share a batch. This process's rows of it are returned.
     """
     count = len(part.targets)
     check("batch_size", batch_size, "[1, inf)")
     if not count:
         raise ValueError("A part without examples gives no batches.")
-    augment = mirror or shift != 0
+    augment = mirror or shift != 0 or cutout != 0
     if augment and part.inputs.ndim != 4:
         raise UserError("Only images can be augmented: these inputs are not images.")
     if augment:
-        check("shift", shift, f"[0, {min(part.inputs.shape[1:3])})")
+        side = min(part.inputs.shape[1:3])
+        check("shift", shift, f"[0, {side})")
+        check("cutout", cutout, f"[0, {side}]")
     if augment and shuffle_seed is None:
-        raise ValueError("`mirror` and `shift` need a `shuffle_seed`.")
+        raise ValueError("Augmentation needs a `shuffle_seed`.")
     sizes = min(batch_size, count), count % batch_size
     uneven = any(size % devices.count for size in sizes)
     steps = -(-count // batch_size)
     first_epoch, skipped = divmod(first_step, steps)
     with tf.device("CPU:0"):  # where tf.data runs
         inputs, targets = tf.constant(part.inputs), tf.constant(part.targets)
+        colour = tf.constant(part.inputs.mean((0, 1, 2)) if cutout else 0, tf.float32)
 
     def epoch(number):
         order = tf.range(count)
@@ -64,7 +71,11 @@ def batches(
             seed = tf.stack([tf.constant(shuffle_seed, tf.int64), number])
             order = tf.random.experimental.stateless_shuffle(order, seed)
         if augment:
-            moves = _moves(count, tf.random.fold_in(seed, 1), mirror, shift)
+            sizes = [2 if mirror else 1, 2 * shift + 1, 2 * shift + 1]
+            moves = _integers(count, tf.random.fold_in(seed, 1), sizes)
+            moves -= [0, shift, shift]
+            sizes = part.inputs.shape[1:3]
+            centres = _integers(count, tf.random.fold_in(seed, 2), sizes)
 
         def batch(start):
             size = tf.minimum(count - start, batch_size)
@@ -76,7 +87,11 @@ def batches(
                 values = _moved(inputs, examples, tf.gather(moves, examples))
             else:
                 values = tf.gather(inputs, examples)
-            pair = tf.cast(values, tf.float32), tf.gather(targets, examples)
+            values = tf.cast(values, tf.float32)
+            if cutout:
+                hidden = _squares(values, tf.gather(centres, examples), cutout)
+                values = tf.where(hidden, colour, values)
+            pair = values, tf.gather(targets, examples)
             weight = tf.cast(padded_size / size, tf.float32)
             return (*pair, tf.where(row < size, weight, 0.0)) if uneven else pair
 
@@ -92,18 +107,19 @@ def batches(
     return dataset.apply(tf.data.experimental.assert_cardinality(length)).prefetch(2)
 
 
-def _moves(count, seed, mirror, shift):
-    """For each example whether it is mirrored, and its shift down and right."""
+def _integers(count, seed, sizes):
+    """For each example a random integer below each of the sizes."""
     words = tf.random.stateless_uniform(
-        (count, 3), seed, minval=None, maxval=None, dtype=tf.uint32
+        (count, len(sizes)), seed, minval=None, maxval=None, dtype=tf.uint32
     )
-    choices = [2 if mirror else 1, 2 * shift + 1, 2 * shift + 1]
-    numbers = tf.cast(words % tf.constant(choices, tf.uint32), tf.int64)
-    return numbers - [0, shift, shift]
+    return tf.cast(words % tf.constant(sizes, tf.uint32), tf.int64)
 
 
 def _moved(images, examples, moves):
-    """The examples' images, mirrored and shifted: one gather of pixels, in uint8."""
+    """The examples' images, mirrored and shifted: one gather of pixels, in uint8.
+
+    A move is whether an image is mirrored, and its shift down and right.
+    """
     height, width, channels = images.shape[1:]
     mirror, down, right = tf.unstack(moves[:, :, None], axis=1)
     rows = _reflected(tf.range(height, dtype=tf.int64) - down, height)
@@ -116,3 +132,12 @@ def _moved(images, examples, moves):
 
 def _reflected(index, size):
     return size - 1 - abs(size - 1 - abs(index))
+
+
+def _squares(images, centres, side):
+    """Which pixels lie in the square around each image's centre."""
+    height, width = images.shape[1:3]
+    rows = tf.range(height, dtype=tf.int64) - centres[:, :1]
+    columns = tf.range(width, dtype=tf.int64) - centres[:, 1:]
+    rows, columns = ((x + side // 2) // side == 0 for x in (rows, columns))
+    return (rows[:, :, None] & columns[:, None, :])[..., None]

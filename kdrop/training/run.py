@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdrop import backend, layers
 from kdrop.ensemble.calibration import Vote
 from kdrop.errors import UserError
 from kdrop.layers.callbacks import RateSchedule, rated_layers
-from kdrop.models import MODELS
+from kdrop.models import MODELS, SmoothedCrossentropy
 from kdrop.schedules import Schedule
 from kdrop.training.checkpoint import Checkpoint, History
 from kdrop.training.data import Data, Part, load
@@ -106,21 +107,35 @@ def build(experiment: Experiment, data: Data) -> keras.Model:
     model = network(experiment, data)
     examples = batches(data.train, EVALUATION_BATCH, epochs=1).map(lambda x, _: x)
     model.get_layer("standardise").adapt(examples)
-    schedules, rate = keras.optimizers.schedules, experiment.learning_rate
-    if experiment.decay == "cosine":
-        steps = experiment.epochs * steps_per_epoch(experiment, data)
-        rate = schedules.CosineDecay(rate, steps)
-    else:
-        rate = schedules.InverseTimeDecay(rate, 1, experiment.decay)
+    loss: Any = "sparse_categorical_crossentropy"
+    if experiment.label_smoothing:
+        loss = SmoothedCrossentropy(label_smoothing=experiment.label_smoothing)
     data_loss = keras.metrics.SparseCategoricalCrossentropy(name="data_loss")
+    steps = experiment.epochs * steps_per_epoch(experiment, data)
     model.compile(
-        optimizer=keras.optimizers.Adam(rate),
-        loss="sparse_categorical_crossentropy",
+        optimizer=_optimizer(experiment, steps),
+        loss=loss,
         weighted_metrics=["accuracy", data_loss],
         # Otherwise Keras runs each operation of JAX on its own.
         jit_compile=experiment.jit_compile or backend.name() == "jax",
     )
     return model
+
+
+def _optimizer(experiment: Experiment, steps: int) -> keras.Optimizer:
+    """The optimizer of a run of this many training steps."""
+    schedules, rate = keras.optimizers.schedules, experiment.learning_rate
+    if experiment.decay == "cosine":
+        warmup = int(experiment.warmup * steps)
+        rate = schedules.CosineDecay(
+            0.0, steps - warmup, warmup_target=rate, warmup_steps=warmup
+        )
+    else:
+        rate = schedules.InverseTimeDecay(rate, 1, experiment.decay)
+    kind = keras.optimizers.Adam
+    if experiment.optimizer == "sgd":
+        kind = partial(keras.optimizers.SGD, momentum=0.9, nesterov=True)
+    return kind(rate, weight_decay=experiment.weight_decay or None)
 
 
 def steps_per_epoch(experiment: Experiment, data: Data) -> int:
@@ -150,6 +165,9 @@ def train(
         model = _synchronised(model or build(experiment, data))
         if tf.distribute.has_strategy():
             model.jit_compile = False  # XLA has no sums over replicas
+        # Only kernels decay; a saved model does not say so.
+        others = [x for x in model.trainable_variables if len(x.shape) < 2]
+        model.optimizer.exclude_from_weight_decay(others)
         schedules = _schedules(experiment, data, model)
         recorder = Recorder(
             console or Console(quiet=True), label, experiment.epochs, history,
@@ -197,6 +215,7 @@ def _fit(model, experiment, data, first_epoch, callbacks, devices) -> None:
             shuffle_seed=experiment.seed,
             mirror=experiment.mirror,
             shift=experiment.shift,
+            cutout=experiment.cutout,
             devices=devices,
         ),
         steps_per_epoch=steps,

@@ -10,9 +10,11 @@ SMALL = {
     "concat_mlp": dict(hidden=(16, 12), input_shape=(5, 4, 1)),
     "alexnet": dict(hidden=(16, 12), input_shape=(224, 224, 3)),
     "alexnet32": dict(width=4, hidden=(16, 12)),
+    "resnet32": dict(width=4, depth=1),
     "srivastava_cnn": dict(hidden=(16, 12)),
 }
-EVERY_RATE = {"alexnet32": 5, "srivastava_cnn": 5}  # two in all the others
+# The places of a network; two in all the others.
+EVERY_RATE = {"alexnet32": 5, "resnet32": 3, "srivastava_cnn": 5}
 
 
 def build(name, *args, **settings):

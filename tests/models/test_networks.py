@@ -96,6 +96,26 @@ def test_alexnet32_layers():
     assert list(rates(model).values()) == [0.1, 0.1, 0.2, 0.5, 0.5]
 
 
+def test_resnet32_layers():
+    model = models.resnet32(keras.layers.Dropout, 0.6, width=8, hidden=(40,))
+    adds = [x for x in model.layers if isinstance(x, keras.layers.Add)]
+    sizes = [(32, 32, 8), (16, 16, 16), (8, 8, 32)]
+    assert [x.output.shape[1:] for x in adds] == [x for x in sizes for _ in range(2)]
+    expected = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6]
+    assert list(rates(model).values()) == pytest.approx(expected)
+    # Dropout follows a ReLU and precedes the last convolution of a branch.
+    drop = model.get_layer("drop_1")
+    inner = [x for x in model.layers if getattr(x, "input", None) is drop.output]
+    assert kinds(model)[model.layers.index(drop) - 1] == "ReLU"
+    assert [type(x).__name__ for x in inner] == ["Conv2D"]
+    assert inner[0].output is adds[0].input[1]
+    assert kinds(model)[-3:] == ["Dense", "Dropout", "Dense"]
+    assert model.get_layer("drop_7").input.shape == (None, 40)
+    convolutions = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
+    sides = [x.kernel_size[0] for x in convolutions]
+    assert (sides.count(3), sides.count(1)) == (1 + 12, 2)
+
+
 def test_srivastava_cnn_layers():
     model = models.srivastava_cnn(keras.layers.Dropout)
     block = ["Conv2D", "MaxPooling2D", "Dropout"]

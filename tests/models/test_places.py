@@ -8,7 +8,7 @@ import pytest
 import tensorflow
 from small_models import EVERY_RATE, SMALL, build, kinds, parameters, rates
 
-from kdrop import drop_layers, layers, models
+from kdrop import Sampler, drop_layers, layers, models
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -36,7 +36,7 @@ def test_any_callable_makes_layers_and_none_leaves_the_places_empty(name):
     plain = build(name, None, 0.3, input_rate=0.2)
     assert not [x for x in plain.layers if x.name.startswith("drop")]
     partial = functools.partial(keras.layers.Dropout, noise_shape=(None, 1))
-    if len(SMALL[name]["hidden"]) == places:
+    if len(SMALL[name].get("hidden", ())) == places:
         model = build(name, partial, 0.3)
         assert model.get_layer("drop_2").noise_shape == (None, 1)
 
@@ -99,6 +99,48 @@ def test_layers_for_feature_maps_are_behind_convolutions(name, network):
     assert {inputs, first, second} == {"InvertedDropout"} and maps == [name] * 3
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["InvertedDropout", "DropBlock2D", "DropConnectConv2D", "DropPath"],
+)
+def test_each_residual_block_has_one_place(name):
+    model = build("resnet32", getattr(layers, name), 0.6, depth=2, hidden=(8,))
+    *blocks, dense = drop_layers(model)
+    assert [type(layer).__name__ for layer in blocks] == [name] * 6
+    assert (type(dense), dense.rate) == (layers.InvertedDropout, 0.6)
+    expected = {f"drop_{block}": block / 10 for block in range(1, 7)}
+    assert {layer.name: layer.rate for layer in blocks} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["DropPath", "StochasticDepth"])
+def test_a_block_whose_branch_is_dropped_is_its_shortcut(name):
+    model = build("resnet32", getattr(layers, name), [1 - 1e-9] * 3)
+    shortcuts = build("resnet32", getattr(layers, name), [1 - 1e-9] * 3)
+    shortcuts.set_weights(model.get_weights())
+    ends = [drop.input for drop in drop_layers(shortcuts)]
+    for layer in shortcuts.layers:
+        if any(layer.output is end for end in ends):
+            layer.kernel.assign(0 * layer.kernel)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
+    expected = shortcuts(images)
+    np.testing.assert_allclose(Sampler(model)(images), expected, rtol=1e-5)
+    for layer in drop_layers(model):
+        layer.rate = 0.0
+    assert np.abs(Sampler(model)(images) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "name", ["InvertedDropout", "SpatialDropout2D", "DropPath", "StochasticDepth"]
+)
+def test_the_gradient_reaches_all_of_a_residual_network(name):
+    model = build("resnet32", getattr(layers, name), 0.2, seed=1)
+    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3))
+    with tensorflow.GradientTape() as tape:
+        loss = tensorflow.reduce_sum(model(images, training=True)[:, 0] ** 2)
+    for gradient in tape.gradient(loss, model.trainable_weights):
+        assert 0 < np.abs(gradient).max() < np.inf
+
+
 def test_a_partial_of_a_layer_has_its_place():
     model = build("alexnet32", functools.partial(layers.DropBlock2D, block_size=2))
     *maps, dense, _ = drop_layers(model)
@@ -139,8 +181,12 @@ def test_standout_dropout_starts_near_the_rate_behind_dense_layers():
         ("DropConnectConv2D", "spiral_mlp", "a convolution to replace"),
         ("TokenDropout", "alexnet32", "tokens"),
         ("DropPath", "concat_mlp", "residual branches"),
+        ("StochasticDepth", "alexnet32", "residual branches"),
+        ("DropConnectDense", "resnet32", "a dense layer to replace"),
+        ("StandoutDropout", "resnet32", "dense units"),
+        ("SpatialDropout1D", "resnet32", "the channels of sequences"),
     ],
 )
 def test_a_layer_without_a_place_is_rejected(name, network, place):
     with pytest.raises(ValueError, match=f"{name} needs {place}, which this network"):
-        build(network, getattr(layers, name))
+        build(network, getattr(layers, name), input_rate=0.1)

@@ -52,6 +52,8 @@ def test_a_preset_takes_the_settings_of_its_network():
     assert (experiment.hidden, experiment.max_norm) == ((2048, 2048), 4.0)
     assert (experiment.input_rate, experiment.width) == (0.1, 0)
     assert Experiment.preset("cifar10").width == 32
+    residual = Experiment.preset("mnist", model="resnet32")
+    assert (residual.hidden, residual.width) == ((), 16)
 
 
 def test_a_single_rate_is_a_tuple_of_one():
@@ -81,6 +83,12 @@ def test_a_single_rate_is_a_tuple_of_one():
         ({"decay": -0.1}, "`decay` is -0.1"),
         ({"l2": -1.0}, r"`l2` is -1.0, but must be in \[0, 1000000\]"),
         ({"seed": -1}, "`seed` is -1"),
+        ({"optimizer": "adamw"}, "no optimizer 'adamw': did you mean adam"),
+        ({"warmup": 1.0}, r"`warmup` is 1.0, but must be in \[0, 1\)"),
+        ({"warmup": 0.1, "decay": 0.1}, "`warmup` is set, but `decay` is not cosine"),
+        ({"weight_decay": -1.0}, "`weight_decay` is -1.0"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0, but must be in"),
+        ({"cutout": -1}, "`cutout` is -1"),
         ({"width": 8}, "`width` is not for `model` spiral_mlp"),
         ({"data": "cifar10", "width": 0}, r"`width` is 0, but must be in \[1, 16384\]"),
     ],
@@ -114,7 +122,11 @@ def test_schedules_scale_the_rate_of_the_network(name, factor):
 def test_keys_differ_between_settings():
     experiment = Experiment.preset("spiral")
     assert experiment.key() == Experiment.preset("spiral", epochs=20).key()
-    keys = {experiment.key(), Experiment.preset("spiral", rate=0.2).key()}
-    assert len(keys) == 2
+    changes = [
+        {}, {"rate": 0.2}, {"optimizer": "sgd"}, {"warmup": 0.1}, {"cutout": 8},
+        {"weight_decay": 0.1}, {"label_smoothing": 0.1},
+    ]  # fmt: skip
+    keys = {Experiment.preset("spiral", **change).key() for change in changes}
+    assert len(keys) == len(changes)
     assert all(key.startswith("spiral-inverted-dropout-seed0-") for key in keys)
     assert Experiment.preset("cifar10", dropout="none").slug() == "cifar10-none"

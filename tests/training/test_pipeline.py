@@ -32,7 +32,9 @@ def assert_same(pairs, expected):
 BOTH = {"mirror": True, "shift": 4}
 
 
-@pytest.mark.parametrize("augment", [{}, {"mirror": True}, {"shift": 2}, BOTH], ids=str)
+@pytest.mark.parametrize(
+    "augment", [{}, {"mirror": True}, {"shift": 2}, {"cutout": 3}, BOTH], ids=str
+)
 def test_a_pipeline_starts_at_any_step(part, augment):
     settings = {"shuffle_seed": 5, **augment}
     whole = read(part, 16, epochs=5, **settings)
@@ -121,8 +123,32 @@ def test_a_shift_alone_mirrors_nothing_and_a_mirror_alone_shifts_nothing(part):
     assert (plain ^ mirrored).all() and 10 < mirrored.sum() < 40
 
 
+@pytest.mark.parametrize("side", [4, 5])
+def test_cutout_hides_a_square_around_a_random_pixel(part, side):
+    settings = {"epochs": 40, "shuffle_seed": 2, **BOTH}
+    pairs = read(part, 50, cutout=side, **settings)
+    colour = part.inputs.mean(axis=(0, 1, 2)).astype("float32")
+    counts = np.zeros((13, 11))
+    for (inputs, _), (whole, _) in zip(pairs, read(part, 50, **settings), strict=True):
+        hidden = (inputs == colour).all(axis=-1)
+        np.testing.assert_array_equal(inputs[~hidden], whole[~hidden])
+        for square in hidden:
+            # The first and last row and column of the square, clipped at the border.
+            ends = [np.flatnonzero(square.any(axis))[[0, -1]] for axis in (1, 0)]
+            (top, bottom), (left, right) = ends
+            assert square[top : bottom + 1, left : right + 1].all()
+            assert square.sum() == (bottom - top + 1) * (right - left + 1)
+            row = bottom - (side - 1) // 2 if top == 0 else top + side // 2
+            column = right - (side - 1) // 2 if left == 0 else left + side // 2
+            counts[row, column] += 1
+    assert counts.sum() == 50 * 40
+    for axis, size in ((1, 13), (0, 11)):  # five standard deviations
+        spread = 5 * math.sqrt(2000 / size * (1 - 1 / size))
+        assert (abs(counts.sum(axis) - 2000 / size) < spread).all()
+
+
 def test_augmentation_does_not_depend_on_the_batch_size(part):
-    settings = {"epochs": 1, "shuffle_seed": 3, **BOTH}
+    settings = {"epochs": 1, "shuffle_seed": 3, "cutout": 3, **BOTH}
     small, large = read(part, 7, **settings), read(part, 50, **settings)
     inputs = np.concatenate([inputs for inputs, _ in small])
     np.testing.assert_array_equal(inputs, large[0][0])
@@ -138,5 +164,8 @@ def test_wrong_arguments_are_rejected(part):
     for shift in (-1, 11):
         with pytest.raises(UserError, match=f"`shift` is {shift}"):
             batches(part, 16, shift=shift, shuffle_seed=1)
+    for side in (-1, 12):
+        with pytest.raises(UserError, match=f"`cutout` is {side}"):
+            batches(part, 16, cutout=side, shuffle_seed=1)
     with pytest.raises(ValueError, match="without examples"):
         batches(Part(part.inputs[:0], part.targets[:0]), 16)

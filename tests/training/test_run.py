@@ -52,6 +52,10 @@ class Rates(keras.callbacks.Callback):
         # Epochs that end in the middle of a pass over the data, of 5 batches.
         {"dropout": "VanillaDropout", "steps_per_epoch": 7},
         {"hidden": (16, 8), "rate": (0.2, 0.6), "schedule": "linear"},
+        {
+            **{"optimizer": "sgd", "weight_decay": 0.1, "warmup": 0.5},
+            **{"label_smoothing": 0.1, "learning_rate": 0.1, "steps_per_epoch": 5},
+        },
     ],
     ids=str,
 )
@@ -134,6 +138,48 @@ def test_the_inputs_are_standardised_to_the_training_part():
     np.testing.assert_allclose(outputs.std(axis=0), 1, rtol=1e-4)
 
 
+def test_the_learning_rate_rises_in_the_warmup_and_then_decays():
+    experiment = small(warmup=0.35, learning_rate=0.01)
+    schedule = build(experiment, load_data(experiment)).optimizer._learning_rate
+    for step in (0, 4, 10, 16, 30):  # of 30, of which 10 rise
+        cosine = (1 + np.cos(np.pi * (step - 10) / 20)) / 2
+        expected = 0.01 * (step / 10 if step < 10 else cosine)
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_only_kernels_decay(optimizer, tmp_path):
+    settings = {"weight_decay": 2.0, "decay": 0.0, "learning_rate": 0.01}
+    result = run(small(epochs=1, optimizer=optimizer, **settings), tmp_path)
+    updates = result.model.optimizer
+    for variable in updates.variables[1:]:  # the moments, not the steps
+        variable.assign(0 * variable)
+    before = [weight.numpy() for weight in result.model.trainable_weights]
+    updates.apply([0 * weight for weight in before])
+    for old, weight in zip(before, result.model.trainable_weights, strict=True):
+        factor = 0.98 if weight.name == "kernel" else 1.0
+        np.testing.assert_allclose(weight, factor * old, rtol=1e-6)
+        assert np.abs(old).max() > 0
+
+
+def test_sgd_has_nesterov_momentum():
+    config = build(small(optimizer="sgd"), load_data(small())).optimizer.get_config()
+    assert (config["momentum"], config["nesterov"]) == (0.9, True)
+
+
+def test_labels_are_smoothed_in_the_loss_and_not_in_the_data_loss():
+    experiment = small(label_smoothing=0.3)
+    data = load_data(experiment)
+    model = build(experiment, data)
+    measured = model.evaluate(*data.validation, verbose=0, return_dict=True)
+    logs = np.log(model.predict(data.validation.inputs, verbose=0))
+    targets = data.validation.targets
+    plain = -logs[np.arange(len(targets)), targets].mean()
+    smooth = 0.7 * plain - 0.3 * logs.mean()
+    assert measured["data_loss"] == pytest.approx(plain, rel=1e-5)
+    assert measured["loss"] == pytest.approx(smooth, rel=1e-5)
+
+
 @pytest.mark.parametrize("decay", ["cosine", 0.1])
 def test_the_learning_rate_decays(decay):
     experiment = small(decay=decay, learning_rate=0.01)
@@ -186,9 +232,10 @@ def test_settings_that_do_not_fit_the_network_raise_one_sentence(settings, messa
     assert "\n" not in str(refusal.value)
 
 
-def test_only_images_are_augmented(tmp_path):
+@pytest.mark.parametrize("setting", ["mirror", "shift", "cutout"])
+def test_only_images_are_augmented(setting, tmp_path):
     with pytest.raises(UserError, match="Only images"):
-        run(small(mirror=True), tmp_path)
+        run(small(**{setting: 1}), tmp_path)
 
 
 def test_the_best_of_the_seeds_has_the_best_validation_accuracy():
