@@ -11,8 +11,8 @@ UNITS = [f"{n}Dropout" for n in "Inverted Vanilla Exact Gaussian Uniform Alpha".
 def spiral(quick: bool) -> Study:
     """Layers that drop units, in the network of `train.py`."""
     base = partial(
-        Experiment.preset, "spiral", dropout="none", learning_rate=0.01,
-        epochs=4 if quick else 20,
+        Experiment.preset, "spiral", dropout="none", train_size=3000,
+        learning_rate=0.01, epochs=4 if quick else 20,
     )  # fmt: skip
     layers = {name: grid({"dropout": name}, rate=(0.1, 0.3, 0.5)) for name in UNITS}
     columns = {

@@ -45,7 +45,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "spiral": dict(
-        model="spiral_mlp", train_size=3000, validation=0.2, mirror=False,
+        model="spiral_mlp", train_size=2250, validation=0.2, mirror=False,
         epochs=20, steps_per_epoch=200, batch_size=300, learning_rate=0.005,
     ),
     "cifar10": dict(

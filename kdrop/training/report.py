@@ -21,15 +21,10 @@ def results_table(results: Sequence[SeedRuns]) -> Table:
     columns = {
         **{f"{parts[k]}\naccuracy %": (f"{k}_accuracy", 100, 1) for k in parts},
         **{f"{parts[k]}\nloss": (f"{k}_loss", 1, 3) for k in parts},
-        "train - test\naccuracy": ("gap", 100, 1),
+        "test calibration\nerror": ("test_calibration_error", 1, 3),
         "\nseconds": ("seconds", 1, 0),
     }
-    rows = []
-    for result in results:
-        runs = [dict(run.metrics) for run in result.runs]
-        for run in runs:
-            run["gap"] = run["train_accuracy"] - run["test_accuracy"]
-        rows.append(([result.name], runs))
+    rows = [([x.name], [run.metrics for run in x.runs]) for x in results]
     seeds = len(results[0].runs)
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
     title = f"{results[0].best.experiment.data}, at inference{spread}"

@@ -1,5 +1,6 @@
 """One training run: load the data, build the network, train or resume, evaluate."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import tensorflow as tf
 from rich.console import Console
 
 from kdrop import backend, layers
-from kdrop.ensemble.calibration import Vote
+from kdrop.ensemble.calibration import Vote, expected_calibration_error
+from kdrop.ensemble.uncertainty import are_probabilities
 from kdrop.errors import UserError
 from kdrop.layers.callbacks import RateSchedule, rated_layers
 from kdrop.models import MODELS, SmoothedCrossentropy
@@ -38,7 +40,8 @@ class Run:
     experiment: Experiment
     model: keras.Model | None  # `None` where only the numbers are still needed
     history: History  # columns of equal length, one row an epoch
-    # Accuracy and loss of each part (`test_accuracy`), the vote's measures, `seconds`.
+    # Accuracy and loss of each part (`test_accuracy`), `test_calibration_error`, the
+    # vote's measures, `seconds`.
     metrics: dict[str, float]
     probabilities: Any = None  # array (test examples, classes), at inference
     vote: Vote | None = None  # on examples of the test part
@@ -196,6 +199,10 @@ def train(
     loss = keras.losses.SparseCategoricalCrossentropy()(targets, probabilities)
     metrics["test_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == targets))
     metrics["test_loss"] = float(loss)
+    metrics["test_calibration_error"] = math.nan  # of a run that diverged
+    if are_probabilities(probabilities):
+        error = expected_calibration_error(probabilities, targets)
+        metrics["test_calibration_error"] = error
     return Run(experiment, model, history, metrics, probabilities)
 
 

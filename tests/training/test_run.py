@@ -261,3 +261,11 @@ def test_metrics_are_those_of_evaluate(finished):
         assert result.metrics[f"{name}_accuracy"] == pytest.approx(measured["accuracy"])
         loss = pytest.approx(measured["data_loss"], rel=1e-5)
         assert result.metrics[f"{name}_loss"] == loss
+
+
+def test_a_diverged_run_has_no_calibration_error(finished, monkeypatch, tmp_path):
+    assert 0 <= finished[0].metrics["test_calibration_error"] <= 1
+    diverged = np.full((3000, 3), np.nan, "float32")
+    monkeypatch.setattr(keras.Model, "predict", lambda *args, **kwargs: diverged)
+    metrics = run(small(epochs=1), tmp_path / "run").metrics
+    assert np.isnan(metrics["test_calibration_error"])
