@@ -16,10 +16,11 @@ with one_sentence("studies", "train"):
     from studies.cifar import alexnet, family
     from studies.mnist import rate, regularisers, votes
     from studies.runner import Runner, usable_cores
-    from studies.spiral import spiral
+    from studies.spiral import points, spiral
     from studies.study import answer, settings, table, write
 
-STUDIES = {f.__name__: f for f in (regularisers, rate, votes, family, spiral, alexnet)}
+QUESTIONS = (spiral, points, votes, rate, regularisers, alexnet, family)
+STUDIES = {question.__name__: question for question in QUESTIONS}
 
 
 def conduct(

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -79,7 +80,7 @@ def draw_errors(path: Path, results: Results, **limits: float) -> str:
         more = sum(beyond(result, plain) for result in others)
         best = min(others, key=lambda result: result.summary()[0])
         lines.append(
-            f"{series}{': ' * bool(series)}{plain}, least {best};\nbeyond two standard "
+            f"{series}{': ' * bool(series)}{plain}, least {best}; beyond two standard "
             f"errors {less} of {len(others)} err less, {more} more"
         )
         groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
@@ -207,10 +208,10 @@ def table(study: Study, results: Results) -> Table:
 
 
 def write(path: Path, results: Results) -> None:
-    """Write a CSV with a row for each run: its arm, settings and metrics."""
-    rows = []
+    """Write a CSV with a row for each run: commit, arm, settings and metrics."""
+    rows, commit = [], _commit()
     for result in results:
-        arm = {"series": result.arm.series, "arm": result.arm.name}
+        arm = {"commit": commit, "series": result.arm.series, "arm": result.arm.name}
         seeds = result.by_seed.items()
         chosen = {replace(result.chosen, seed=seed): each for seed, each in seeds}
         for each, metrics in {**result.searched, **chosen}.items():
@@ -218,3 +219,13 @@ def write(path: Path, results: Results) -> None:
             rows.append(row)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
+
+
+def _commit() -> str:
+    """The commit of the checkout, marked if files differ from it."""
+    command = "git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"
+    try:
+        git = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
