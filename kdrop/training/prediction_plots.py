@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kdrop.ensemble.uncertainty import summarise
+from kdrop.ensemble.calibration import expected_calibration_error
+from kdrop.ensemble.uncertainty import are_probabilities, summarise
 from kdrop.training import plot_style
 from kdrop.training.plot_style import CHARACTER, COLOURS, STYLE, Array, Names, wrap
 
@@ -149,13 +150,18 @@ def regions(
         tint = 1 - palette[probabilities.argmax(axis=1) % 10]
         shade = (1 - 0.45 * strength * tint).reshape(PIXELS, PIXELS, 3)
         panel.imshow(shade, **place)
-        right = np.nan_to_num(predict(points)).argmax(axis=1) == targets
+        of_points = np.nan_to_num(predict(points))
+        right = of_points.argmax(axis=1) == targets
         for correct in True, False:
             for label in range(len(labels)):
                 rows_of = (targets == label)[drawn] & (right == correct)[drawn]
                 panel.plot(*points[drawn[rows_of]].T, **_point(label, correct))
         title = wrap(name, int((side - 0.4) / CHARACTER))
-        panel.set_title(f"{title}\naccuracy {right.mean():.1%}")
+        title += f"\naccuracy {right.mean():.1%}"
+        if are_probabilities(of_points):
+            error = expected_calibration_error(of_points, targets)
+            title += f"\ncalibration error {error:.1%}"
+        panel.set_title(title)
         panel.locator_params(nbins=4, steps=[1, 2, 5, 10])
         below, left = n + columns >= len(runs), n % columns == 0
         panel.tick_params(labelbottom=below, labelleft=left)

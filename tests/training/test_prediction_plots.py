@@ -34,7 +34,7 @@ def test_regions_draw_some_points_and_count_all(drawn):
     prediction_plots.regions(
         drawn.path, {"a": right_half, "b": sectors(2)}, points, targets, "LR"
     )
-    assert "a\naccuracy 90.0%" in drawn.texts
+    assert "a\naccuracy 90.0%\ncalibration error 10.0%" in drawn.texts
     assert any("1,000 of 3,000 shown" in text for text in drawn.texts)
     assert drawn.texts.count("predicted wrong") == 1
     first, second = drawn.figure.axes
