@@ -67,6 +67,7 @@ def lines(
     styles: dict[str, dict] = {}
     for panel, (heading, series) in zip(drawn, panels.items(), strict=True):
         panel.set(xlabel=x_label, title=heading, **axes)
+        panel.minorticks_off()  # a logarithmic axis would label them
         for name, points in series.items():
             style = styles.setdefault(name, look(len(styles)))
             means, errors = zip(*map(summary, points.values()), strict=True)

@@ -13,11 +13,13 @@ from studies.study import (
     arms,
     by_series,
     draw_errors,
+    error,
     grid,
     metric,
     split,
 )
 
+CALIBRATION = metric("test_calibration_error", 100)
 UNITS = [f"{n}Dropout" for n in "Inverted Vanilla Exact Gaussian Uniform Alpha".split()]
 
 
@@ -60,25 +62,27 @@ def points(quick: bool) -> Study:
         for dropout in ("none", "InvertedDropout")
         for size in sizes
     ]  # fmt: skip
-    columns = {**ERRORS, "calibration error": metric("test_calibration_error")}
+    columns = {**ERRORS, "calibration error %": CALIBRATION}
     question = "The spiral: with how many training points does dropout help?"
     return Study(question, compared, 2 if quick else 5, columns, _draw_points)
 
 
 def _draw_points(path: Path, results: Results) -> str:
-    losses = {
-        series: {int(r.arm.x): r.values(metric("test_loss")) for r in group}
-        for series, group in by_series(results).items()
+    metrics = {"Test error": error("test"), "Calibration error": CALIBRATION}
+    groups = by_series(results)
+    panels = {
+        heading: {
+            series: {int(r.arm.x): r.values(metric) for r in group}
+            for series, group in groups.items()
+        }
+        for heading, metric in metrics.items()
     }
-    sizes = [*losses["none"]]
-    mean = {
-        name: [figures.summary(losses[name][n])[0] for n in sizes] for name in losses
-    }
-    title = "; ".join(
-        f"{sizes[k]:,} points: loss {mean['none'][k]:.2f} without dropout, "
-        f"{mean['InvertedDropout'][k]:.2f} with it"
-        for k in (0, -1)
+    plain, dropped = panels["Test error"].values()
+    title = "Dropout lowers the error from " + " and from ".join(
+        f"{figures.summary(plain[n])[0]:.1f} to {figures.summary(dropped[n])[0]:.1f} % "
+        f"({n:,} points)"
+        for n in (min(plain), max(plain))
     )
-    ticks = {"xscale": "log", "xticks": sizes, "xticklabels": map(str, sizes)}
-    figures.lines(path, title, {"": losses}, "Training points", "Test loss", **ticks)
+    ticks = {"xscale": "log", "xticks": [*plain], "xticklabels": [*plain]}
+    figures.lines(path, title, panels, "Training points", "%", **ticks)
     return title
