@@ -242,8 +242,7 @@ GPU = {
     )
     for dtype in ("float32", "bfloat16") for power in range(20, 31, 2)
 }  # fmt: skip
-SUBJECTS = {"layers": LAYERS, "dropout": DROPOUT}
 if JAX:
     for name in "small-eager", "lengths-graph", "lengths-eager", "memory":
         del DROPOUT[name]
-    SUBJECTS["gpu"] = GPU
+SUBJECTS = {"layers": LAYERS, "dropout": DROPOUT} | ({"gpu": GPU} if JAX else {})

@@ -101,9 +101,9 @@ def seconds_per_step(experiment: Experiment, devices: Devices = ALONE) -> float:
 def spiral(steps=200) -> Variants:
     experiment = Experiment.preset(
         "spiral", hidden=512, rate=0.1, l2=5e-4, batch_size=3000, learning_rate=0.05,
-        decay=5e-5, validation=0.0, epochs=3, steps_per_epoch=steps,
+        decay=5e-5, train_size=3000, validation=0.0, epochs=3, steps_per_epoch=steps,
     )  # fmt: skip
-    points = load("spiral", validation=0.0).train
+    points = load("spiral", 3000, validation=0.0).train
     program = SpiralProgram(np.random.default_rng(0))
     return {
         "NumPy": timed(lambda: program.step(*points), 10),
