@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from kdrop import backend
 from kdrop.errors import UserError
+
+JAX = backend.name() == "jax"
+if JAX:
+    import jax
+
+    # On a CPU, calls that do not depend on each other would overlap.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+WAIT = jax.block_until_ready if JAX else id  # TensorFlow returns what is computed
 
 Measure = Callable[[], float]  # one measurement of one variant: seconds or bytes
 Variants = Mapping[str, Measure]
@@ -35,13 +44,14 @@ class Comparison:
     unit: str = "ms"  # of the table: ms or MiB
 
 
-def timed(work: Callable[[], object], calls: int = 1) -> Measure:
+def timed(work: Callable[[], object], calls: int = 1, wait=WAIT) -> Measure:
     """Measure the seconds of one call of `work`, as a mean over `calls` calls."""
 
     def measure():
         start = time.perf_counter()
         for _ in range(calls):
-            work()
+            results = work()
+        wait(results)
         return (time.perf_counter() - start) / calls
 
     return measure

@@ -5,6 +5,8 @@ A layer reads its inputs and writes its outputs, and does the same with the grad
 """
 
 import functools
+import importlib.util
+import os
 import resource
 import subprocess
 import sys
@@ -14,10 +16,15 @@ from multiprocessing import get_context
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import kdrop
-from benchmarks.harness import Comparison, Variants, timed
+from benchmarks.harness import JAX, Comparison, Measure, Variants, timed
+from kdrop.errors import UserError
+
+if JAX:
+    import jax
+else:
+    import tensorflow as tf
 
 KERAS, INVERTED, GAUSSIAN = "keras Dropout", "InvertedDropout", "GaussianDropout"
 PAIR, SQUARE = (KERAS, INVERTED), (4096, 4096)
@@ -25,25 +32,32 @@ KERAS_UNITS = (KERAS, "keras GaussianDropout", "keras AlphaDropout")
 UNITS = (INVERTED, "VanillaDropout", "UniformDropout", "AlphaDropout")
 MAPS = ("SpatialDropout2D", "DropBlock2D 3", "DropBlock2D 7")
 PATHS = ("DropPath", "StochasticDepth")
-LIMITS = {
-    **dict.fromkeys(UNITS, 2.0), GAUSSIAN: 7.5, "ExactDropout": 6.0,
-    **dict.fromkeys(MAPS, 3.0), **dict.fromkeys(PATHS, 1.2),
-}  # fmt: skip
+ALL = (*UNITS, GAUSSIAN, "ExactDropout", *PATHS)  # for inputs of any shape
+TORCH = ("torch dropout",) if JAX and importlib.util.find_spec("torch") else ()
+DENSE, ONE_MASK = "keras Dense", "DropConnectDense one mask"
+LIMITS = {GAUSSIAN: 7.5, "ExactDropout": 6.0, **dict.fromkeys(UNITS, 2.0)}
+LIMITS |= {**dict.fromkeys(MAPS, 3.0), **dict.fromkeys(PATHS, 1.2)}
 
 
 def drop_layer(name: str, rate: float = 0.5, **arguments) -> keras.Layer:
     """Make a variant's layer: `keras Dropout`, `DropBlock2D 7`, `TokenDropout .1`."""
-    kind, *number = name.removeprefix("keras ").split()
-    if kind == "TokenDropout":
-        rate = float(number[0])
-    elif number:
-        arguments["block_size"] = int(number[0])
+    kind, *words = name.removeprefix("keras ").split()
+    if name == DENSE:
+        return keras.layers.Dense(1024, **arguments)
+    if kind == "DropConnectDense":
+        arguments |= {"units": 1024, "per_example": name != ONE_MASK}
+    elif kind == "TokenDropout":
+        rate = float(words[0])
+    elif words:
+        arguments["block_size"] = int(words[0])
     package = keras.layers if name.startswith("keras ") else kdrop
-    return getattr(package, kind)(rate, **arguments)
+    return getattr(package, kind)(rate=rate, **arguments)
 
 
-def both_ways(layer, weights=()):
-    """Make a step that runs a layer forward and backward."""
+def both_ways(layer):
+    """Make a step that runs a built layer forward and backward; on JAX compiled."""
+    weights = [weight.value for weight in layer.trainable_variables]
+    state = [variable.value for variable in layer.non_trainable_variables]
 
     def step(inputs, upstream):
         with tf.GradientTape() as tape:
@@ -51,30 +65,62 @@ def both_ways(layer, weights=()):
             outputs = layer(inputs, training=True)
         return outputs, tape.gradient(outputs, [inputs, *weights], upstream)
 
-    return step
+    def pure_step(weights, state, inputs, upstream):
+        def call(inputs, weights):
+            return layer.stateless_call(weights, state, inputs, training=True)
+
+        outputs, pull, next_state = jax.vjp(call, inputs, weights, has_aux=True)
+        return outputs, pull(upstream), next_state
+
+    return functools.partial(jax.jit(pure_step), weights, state) if JAX else step
 
 
 @functools.cache  # the variants share their tensors
 def normal(shape, seed=0, dtype="float32"):
-    return tf.cast(tf.random.stateless_normal(shape, (0, seed)), dtype)
+    return keras.random.normal(shape, dtype=dtype, seed=seed)
 
 
 def steps(shape, names, mode="graph", dtype="float32", calls=2) -> Variants:
-    """Run each layer both ways, with `mode` "eager", "graph" or "xla"."""
+    """Run each layer both ways, with `mode` "eager", "graph" or "xla"; JAX has one."""
+    stats = jax.devices()[0].memory_stats() if JAX else None  # `None` for a CPU
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = stats["bytes_limit"] if stats else free
+    if 12 * np.prod(shape, dtype="int64") * (4 if dtype == "float32" else 2) > free:
+        raise UserError(f"{shape} {dtype} does not fit {free / 2**30:.3g} GiB.")
 
     def variant(name):
+        if name in TORCH:
+            return torch_dropout(shape, dtype, calls)
         inputs = outputs = normal(shape, 0, dtype)
         if name == "copy":
             step = lambda x, gradient: (x * 2, gradient * 2)  # noqa: E731
+            step = jax.jit(step) if JAX else step
         else:
             layer = drop_layer(name, dtype=dtype)
-            step, outputs = both_ways(layer), layer(inputs, training=True)
-        if mode != "eager":
+            outputs = layer(inputs[:1], training=True)
+            step = both_ways(layer)
+        if mode != "eager" and not JAX:
             step = tf.function(step, jit_compile=mode == "xla" or None, autograph=False)
-        upstream = normal(tuple(outputs.shape), 1, dtype)
+        upstream = normal((shape[0], *outputs.shape[1:]), 1, dtype)
         return timed(lambda: step(inputs, upstream), calls)
 
     return {name: variant(name) for name in names}
+
+
+def torch_dropout(shape, dtype, calls) -> Measure:
+    """Run PyTorch's dropout both ways, on a device of the kind that JAX has."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    options = {"dtype": getattr(torch, dtype), "device": device}
+    inputs = torch.randn(shape, requires_grad=True, **options)
+    upstream = torch.randn(shape, **options)
+
+    def step():
+        outputs = torch.nn.functional.dropout(inputs, 0.5)
+        return outputs, torch.autograd.grad(outputs, inputs, upstream)
+
+    return timed(step, calls, lambda _: getattr(torch, device).synchronize())
 
 
 def against(baseline, shape, *names, limits=LIMITS, rounds=5, **options) -> Comparison:
@@ -83,23 +129,6 @@ def against(baseline, shape, *names, limits=LIMITS, rounds=5, **options) -> Comp
     variants = functools.partial(steps, shape, (baseline, *names), **options)
     work = f"{shape} {dtype}, forward and backward, {mode}"
     return Comparison(work, baseline, variants, limits, rounds)
-
-
-def connections(batch=128, units=1024) -> Variants:
-    inputs, upstream = normal((batch, units)), normal((batch, units), 1)
-
-    def variant(layer):
-        layer.build(inputs.shape)
-        weights = [weight.value for weight in layer.trainable_variables]
-        step = tf.function(both_ways(layer, weights), autograph=False)
-        return timed(lambda: step(inputs, upstream), 2)
-
-    one_mask = kdrop.DropConnectDense(units, 0.5, per_example=False)
-    return {
-        "keras Dense": variant(keras.layers.Dense(units)),
-        "DropConnectDense, one mask": variant(one_mask),
-        "DropConnectDense": variant(kdrop.DropConnectDense(units, 0.5)),
-    }
 
 
 def in_fresh_process(function, *arguments) -> float:
@@ -123,14 +152,11 @@ def seconds_per_length(name: str, mode: str, count: int = 200) -> float:
 
 def peak_bytes(name: str, shape=SQUARE, depth: int = 24) -> int:
     """Peak memory of a deep stack, forward and backward, beside its inputs."""
-    drops = [None if name == "none" else drop_layer(name) for _ in range(depth)]
-
-    def stack(x, training):
-        for drop in drops:
-            # The gradient of a ReLU needs its outputs alone.
-            x = tf.nn.relu(drop(x, training=training) if drop else x)
-        return x
-
+    stack = keras.Sequential([keras.Input(shape[1:])])
+    for _ in range(depth):
+        if name != "none":
+            stack.add(drop_layer(name))
+        stack.add(keras.layers.ReLU())  # its gradient needs its outputs alone
     step = tf.function(both_ways(stack), autograph=False)
     peaks = []
     for inputs in tf.ones((1, shape[1])), tf.ones(shape):  # the first one compiles
@@ -158,21 +184,16 @@ def imports() -> Variants:
 
 LAYERS = {
     "maps": against(
-        "copy", (64, 32, 32, 64), *KERAS_UNITS, "keras SpatialDropout2D", *UNITS,
-        GAUSSIAN, "ExactDropout", *MAPS, *PATHS,
+        "copy", (64, 32, 32, 64), *KERAS_UNITS, "keras SpatialDropout2D", *ALL, *MAPS
     ),
-    "rows": against(
-        "copy", (256, 4096), *KERAS_UNITS, *UNITS, GAUSSIAN, "ExactDropout", *PATHS,
-        calls=8,
-    ),
+    "rows": against("copy", (256, 4096), *KERAS_UNITS, *ALL, calls=8),
     "square": against(
         "copy", SQUARE, *KERAS_UNITS, *UNITS, GAUSSIAN,
         limits={INVERTED: 1.25, "VanillaDropout": 1.25, GAUSSIAN: 7.5},
     ),
     "tokens": against("copy", (64, 197, 384), "TokenDropout .5", "TokenDropout .1"),
-    "connections": Comparison(
-        "(128, 1024) x 1024 float32, forward and backward, graph", "keras Dense",
-        connections, {"DropConnectDense, one mask": 1.5},
+    "connections": against(
+        DENSE, (128, 1024), ONE_MASK, "DropConnectDense", limits={ONE_MASK: 1.5}
     ),
 }  # fmt: skip
 DROPOUT = {
@@ -214,4 +235,14 @@ DROPOUT = {
         {"import keras, kdrop": 1.03}, rounds=3,
     ),
 }  # fmt: skip
-SUBJECTS = {"layers": LAYERS, "dropout": DROPOUT}
+GPU = {
+    f"{dtype}-2^{power}": against(
+        "copy", (2**power >> 16, 32, 32, 64), KERAS, *TORCH, *UNITS, GAUSSIAN, *MAPS,
+        dtype=dtype, calls=max(1, 2**28 >> power), rounds=9,
+    )
+    for dtype in ("float32", "bfloat16") for power in range(20, 31, 2)
+}  # fmt: skip
+if JAX:
+    for name in "small-eager", "lengths-graph", "lengths-eager", "memory":
+        del DROPOUT[name]
+SUBJECTS = {"layers": LAYERS, "dropout": DROPOUT} | ({"gpu": GPU} if JAX else {})

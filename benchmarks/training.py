@@ -14,33 +14,47 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from benchmarks.harness import Comparison, Variants, timed
+from benchmarks.harness import JAX, Comparison, Variants, timed
 from benchmarks.layers import INVERTED, KERAS, drop_layer
 from examples.dropout_in_numpy import SpiralProgram
 from kdrop.errors import UserError
-from kdrop.training.checkpoint import Checkpoint
+from kdrop.training.data import load
 from kdrop.training.devices import ALONE, Devices, join
 from kdrop.training.experiment import Experiment
-from kdrop.training.run import load_data, steps_per_epoch, train
 from kdrop.training.settings import DeviceOptions
 
-PROCESS_STEPS = 4  # of an epoch that processes share
+if JAX:
+    import jax
+else:
+    import tensorflow as tf
 
 
-def training_step(model: keras.Model, dataset: tf.data.Dataset):
+def training_step(model: keras.Model, batch):
     """A step of the function that `fit` compiles, without the loop of `fit`."""
     model.make_train_function()
-    feed = iter(dataset)
-    return lambda: model.train_function(feed)
+    if not JAX:
+        feed = iter(tf.data.Dataset.from_tensors(batch).repeat())
+        return lambda: model.train_function(feed)
+    model.optimizer.build(model.trainable_variables)
+    groups = model.trainable_variables, model.non_trainable_variables
+    groups += model.optimizer.variables, model.metrics_variables
+    # Copies: the function deletes the state that it is given.
+    state = tuple([jax.numpy.array(x.value) for x in group] for group in groups)
+    batch = jax.device_put(batch)
+
+    def step():
+        nonlocal state
+        logs, state = model.train_function(state, iter([batch]))
+        return logs
+
+    return step
 
 
 def networks(body, inputs, classes, calls) -> Variants:
     """Train a network whose layers with an activation are followed by dropout."""
     random = np.random.default_rng(0)
     batch = random.normal(size=inputs), random.integers(classes, size=inputs[0])
-    constant = tf.data.Dataset.from_tensors(batch).repeat()
 
     def variant(name):
         model = keras.Sequential([keras.Input(inputs[1:])])
@@ -50,7 +64,7 @@ def networks(body, inputs, classes, calls) -> Variants:
                 model.add(drop_layer(name, 0.1))
         model.add(keras.layers.Dense(classes, activation="softmax"))
         model.compile("adam", "sparse_categorical_crossentropy")
-        return timed(training_step(model, constant), calls)
+        return timed(training_step(model, batch), calls)
 
     return {name: variant(name) for name in ("none", KERAS, INVERTED)}
 
@@ -67,6 +81,9 @@ def convolutions():
 
 def seconds_per_step(experiment: Experiment, devices: Devices = ALONE) -> float:
     """Train, and time the steps of the last epoch, in which nothing is compiled."""
+    from kdrop.training.checkpoint import Checkpoint
+    from kdrop.training.run import load_data, steps_per_epoch, train
+
     starts: list[float] = []  # of the training, then of each epoch
     clock = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: starts.append(time.perf_counter()),
@@ -84,9 +101,9 @@ def seconds_per_step(experiment: Experiment, devices: Devices = ALONE) -> float:
 def spiral(steps=200) -> Variants:
     experiment = Experiment.preset(
         "spiral", hidden=512, rate=0.1, l2=5e-4, batch_size=3000, learning_rate=0.05,
-        decay=5e-5, validation=0.0, epochs=3, steps_per_epoch=steps,
+        decay=5e-5, train_size=3000, validation=0.0, epochs=3, steps_per_epoch=steps,
     )  # fmt: skip
-    points = load_data(experiment).train
+    points = load("spiral", 3000, validation=0.0).train
     program = SpiralProgram(np.random.default_rng(0))
     return {
         "NumPy": timed(lambda: program.step(*points), 10),
@@ -119,9 +136,9 @@ def train_in_processes(experiment: Experiment, count: int) -> float:
 def processes(data, model, batch_size) -> Variants:
     experiment = Experiment.preset(
         data, model=model, batch_size=batch_size, validation=0.0, epochs=3,
-        train_size=PROCESS_STEPS * batch_size,
+        train_size=4 * batch_size,
     )  # fmt: skip
-    load_data(experiment)  # reports missing data once
+    load(data)  # reports missing data once
     if not importlib.util.find_spec("jax") or len(os.sched_getaffinity(0)) < 2:
         raise UserError("Two processes need two cores and JAX: pip install '.[jax]'.")
     train_in = functools.partial(train_in_processes, experiment)

@@ -9,7 +9,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import pytest
-import tensorflow as tf
 
 # What is to hold on every backend; the rest is of TensorFlow. The words are the same on
 # each, so that their statistics are.
@@ -31,6 +30,7 @@ EVERYWHERE = {
         "sampling",
         "schedules",
         "split",
+        "steps",
         "uncertainty",
     )
 }
@@ -42,12 +42,14 @@ if os.environ.get("CI_FULL") == "1":
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.rglob("test_*.py")
     collect_ignore = [str(path) for path in tests if path.name not in EVERYWHERE]
+else:
+    import tensorflow as tf
 
-# Two devices on any machine, before TensorFlow starts: for `MirroredStrategy`.
-_CPU = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(
-    _CPU, [tf.config.LogicalDeviceConfiguration()] * 2
-)
+    # Two devices on any machine, before TensorFlow starts: for `MirroredStrategy`.
+    _CPU = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        _CPU, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
 
 
 def pytest_addoption(parser):

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -49,6 +51,13 @@ def test_variants_alternate_and_warm_up_rounds_do_not_count():
     medians = harness.measure(comparison(lambda: variants, rounds=3))
     assert medians == {"one": 2, "two": 5}
     assert turns == ["two", "one", "one", "two", "two", "one", "one", "two"]
+
+
+def test_calls_are_waited_for_once():
+    waits = []
+    harness.timed(lambda: "results", 3, waits.append)()
+    assert waits == ["results"]
+    assert harness.timed(int, 2, lambda _: time.sleep(0.02))() >= 0.01
 
 
 def test_ratios_are_of_one_process(monkeypatch, capsys):
@@ -106,6 +115,21 @@ def test_a_failed_comparison_does_not_stop_the_others(monkeypatch, tmp_path, run
 def test_a_comparison_is_measured_in_a_real_process(run):
     code, output, _ = run("small-eager", "--processes", "1")
     assert code == 0 and "InvertedDropout" in output
+
+
+@pytest.mark.slow
+def test_layers_on_jax_need_no_other_package():
+    pytest.importorskip("jax")
+    others = ["tensorflow", "tensorflow_datasets", "matplotlib", "httpx", "filelock"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({others}))\n"
+        "from benchmarks import __main__, layers\n"
+        "assert {'layers', 'dropout', 'gpu', 'training'} < set(__main__.SUBJECTS)\n"
+        "variants = layers.steps((4, 8), ('copy', *layers.PAIR))\n"
+        "assert all(measure() > 0 for measure in variants.values())\n"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_names_are_unique():

@@ -1,57 +1,15 @@
-"""Every variant of the benchmarks runs, at a small size."""
+"""The variants that are TensorFlow's alone run, at a small size; scaling."""
 
 import os
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from rich.console import Console
+from test_steps import check
 
 from benchmarks import inference, layers, scaling, training
 from benchmarks.scaling import Cost, step_seconds
-from kdrop import InvertedDropout
 from kdrop.training.experiment import Experiment
-
-
-def check(variants, *names):
-    assert set(names) < set(variants)
-    assert all(measure() > 0 for measure in variants.values())
-
-
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-def test_dropout_in_each_mode(mode):
-    check(layers.steps((4, 8), ("copy", *layers.PAIR), mode, "bfloat16"), "copy")
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        pytest.param("maps", (2, 8, 8, 3), marks=pytest.mark.slow),
-        ("tokens", (2, 9, 4)),
-    ],
-)
-def test_layers_against_a_copy(name, shape):
-    comparison = layers.LAYERS[name]
-    variants = layers.steps(shape, comparison.variants.args[1])
-    check(variants, comparison.baseline)
-    if name == "maps":
-        assert set(comparison.limits) < set(variants)
-
-
-@pytest.mark.slow
-def test_connections():
-    check(layers.connections(2, 4), "keras Dense")
-
-
-def test_a_step_goes_both_ways_through_the_layer():
-    inputs, upstream = tf.fill((64, 64), 3.0), tf.fill((64, 64), 5.0)
-    step = tf.function(layers.both_ways(InvertedDropout(0.5, seed=1)))
-    outputs, (gradient,) = step(inputs, upstream)
-    mask = outputs.numpy() != 0
-    np.testing.assert_array_equal(outputs, 6.0 * mask)
-    np.testing.assert_array_equal(gradient, 10.0 * mask)
-    # 4,096 fair coins: 6 standard deviations are 192.
-    assert abs(np.sum(mask) - 2048) < 192
 
 
 @pytest.mark.slow
@@ -64,7 +22,7 @@ def test_lengths_and_memory():
 
 @pytest.mark.slow
 def test_votes():
-    variants = inference.votes(inference.alexnet32, batch=2, width=2, hidden=(8,))
+    variants = inference.votes(batch=2, width=2, hidden=(8,))
     check(variants, inference.SUFFIXES, inference.CALLS)
 
 
@@ -76,20 +34,6 @@ def test_exported_models():
 @pytest.mark.slow
 def test_requests():
     check(inference.requests(calls=8), "600 a second", "4 connections")
-
-
-@pytest.mark.slow
-def test_each_network_has_its_dropout(monkeypatch):
-    names, layer = [], training.drop_layer
-
-    def noted(name, rate):
-        names.append(name)
-        return layer(name, rate)
-
-    monkeypatch.setattr(training, "drop_layer", noted)
-    variants = training.networks(training.convolutions, (4, 8, 8, 3), 10, calls=1)
-    assert names == ["keras Dropout"] * 4 + ["InvertedDropout"] * 4
-    check(variants, "none")
 
 
 @pytest.mark.slow
@@ -142,8 +86,8 @@ def test_the_cost_is_a_line_of_least_relative_errors(
         fixed, per_example = np.linalg.lstsq(relative, np.ones(3))[0]
         assert fixed > 0
 
-    def step_of(model, dataset):
-        return lambda: len(next(iter(dataset))[1])
+    def step_of(model, batch):
+        return lambda: len(batch[1])
 
     def timed(step, calls=1):
         return lambda: seconds[sizes.index(step())]
