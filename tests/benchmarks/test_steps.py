@@ -98,7 +98,7 @@ def test_dropout_of_pytorch():
 
 def test_a_training_step_trains():
     model = keras.Sequential(
-        [keras.Input((2,)), InvertedDropout(0.1), *training.dense()]
+        [keras.Input((2,)), InvertedDropout(0.1), keras.layers.Dense(512)]
     )
     model.compile("adam", "mse")
     batch = np.ones((4, 2), "float32"), np.ones((4, 512), "float32")
@@ -118,6 +118,8 @@ def test_each_network_has_its_dropout(monkeypatch):
         return layer(name, rate)
 
     monkeypatch.setattr(training, "drop_layer", noted)
-    variants = training.networks(training.convolutions, (4, 8, 8, 3), 10, calls=1)
+    variants = training.networks(training.convolutions, (4, 32, 32, 3), 1)
     assert names == ["keras Dropout"] * 4 + ["InvertedDropout"] * 4
     check(variants, "none")
+    check(training.networks(training.mnist_mlp, (4, 28, 28, 1), 1, xla=True), "none")
+    assert names[8:] == ["keras Dropout"] * 2 + ["InvertedDropout"] * 2
