@@ -167,7 +167,7 @@ TRAINING = {
     for name, work, build, inputs, most, limit in NETWORKS
     for xla in ((True,) if JAX else (False, True))
     # XLA takes up to half a second for a step with Keras's layer.
-    for calls in [most if not xla else math.ceil(most / 10)]
+    for calls in [most if not xla else math.ceil(most / 25)]
 } | {
     "spiral": Comparison(
         "a training step of document 001: 2-512-3 on 3,000 points", "NumPy", spiral
