@@ -14,6 +14,7 @@ import kdrop
 keras.utils.set_random_seed(0)
 x = np.random.default_rng(0).normal(size=(1024, 8)).astype("float32")
 y = x[:, :1] * x[:, 1:2]
+optimizer = keras.optimizers.Adam(0.003)
 
 
 def network(dropout):
@@ -45,8 +46,6 @@ for dropout in keras.layers.Dropout, kdrop.InvertedDropout:
     _, (again, *_) = gradients(two, x, y, again=True)
     error = np.linalg.norm(again - right) / np.linalg.norm(right)
     print(f"{dropout.__name__:16} relative error of the gradient {error:.2f}")
-
-optimizer = keras.optimizers.Adam(0.003)
 
 
 @tf.function

@@ -39,9 +39,9 @@ for row in list(zip(*map(np.ravel, columns), strict=True))[::25]:
     print("{:6.2f} {:9.2f} {:11.2f} {:13.2f} {:18.2f}".format(*row))
 
 line = points[:, 0]
-plt.figure(figsize=(7, 3.5), layout="constrained")
-plt.scatter(x, y, s=6, alpha=0.5, label="training data")
-plt.plot(line, prediction, label="prediction at inference")
+plt.figure(figsize=(6, 3.2), layout="constrained")
+plt.scatter(x, y, s=6, c="grey", label="training data")
+plt.plot(line, prediction, c="C1", label="prediction at inference")
 low, _, high = votes.quantiles[..., 0]
 plt.fill_between(line, low, high, alpha=0.3, label="5 % to 95 % of the sub-networks")
 plt.legend()

@@ -49,7 +49,7 @@ for shape, x in new.items():
     probability = model.predict(x, verbose=0).max(axis=1)
     print(f"{shape:14} {information[shape].mean():.3f} {probability.mean():.2f}")
 
-figure, panels = plt.subplots(1, 4, figsize=(7, 2.2), layout="constrained")
+figure, panels = plt.subplots(1, 4, figsize=(6, 2), layout="constrained")
 for panel, (shape, x) in zip(panels, new.items(), strict=True):
     panel.imshow(x[0], cmap="gray")
     panel.set_title(f"{shape}\n{information[shape][0]:.2f}")

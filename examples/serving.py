@@ -26,7 +26,7 @@ points = [[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]  # left, right, and on the border
 
 with tempfile.TemporaryDirectory() as folder:
     path = export(model, Path(folder, "sides"), labels=labels)
-    print("version", path.name, "has", *sorted(each.name for each in path.iterdir()))
+    print("exported version", path.name)
 
     # TensorFlow alone loads it.
     served = tf.saved_model.load(str(path))
@@ -48,7 +48,9 @@ with tempfile.TemporaryDirectory() as folder:
         url = f"{address}/v1/models/sides:predict"
         body = json.dumps({"signature_name": "sample", "instances": points[2:]})
         with urllib.request.urlopen(url, body.encode()) as response:
-            print(json.dumps(json.load(response)))
+            reply = json.load(response)
+        for name, value in {**reply.pop("predictions")[0], **reply}.items():
+            print(f"{name}: {value}")
     finally:
         server.terminate()
         server.communicate()

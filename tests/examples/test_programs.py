@@ -1,6 +1,5 @@
 """The example programs: each runs, and prints what its docstring promises."""
 
-import json
 import re
 import runpy
 from pathlib import Path
@@ -48,10 +47,10 @@ def test_gradients_of_a_network_that_is_computed_twice(run):
 @pytest.mark.slow
 def test_a_transformer_drops_in_training_alone(run):
     variables, output = run("transformer_block")
-    assert "tokens, training=True: 32" in output
-    assert "tokens, training=False: 64" in output
+    assert "tokens, training=True: 16" in output
+    assert "tokens, training=False: 32" in output
     # One of tokens; in each block one of the attention, one of units, two of paths.
-    assert output.count(" rate ") == 1 + 3 * 4
+    assert output.count(" rate ") == 1 + 2 * 4
     assert variables["accuracy"] > 0.8  # of two classes, the larger of .55
 
 
@@ -78,9 +77,9 @@ def test_serving_is_uncertain_on_the_border(run):
     assert "[-1.0, 0.0]: left" in output and "[1.0, 0.0]: right" in output
     left, right, border = variables["vote"]["entropy"].numpy()
     assert max(left, right) < border
-    answer = json.loads(output.splitlines()[-1])
-    assert answer["labels"] == ["left", "right"]
-    assert answer["predictions"][0]["entropy"] > max(left, right)
+    entropy = float(re.search(r"(?m)^entropy: (.*)$", output)[1])
+    assert entropy > max(left, right)
+    assert "labels: ['left', 'right']" in output
 
 
 def test_every_program_is_run():
