@@ -1,9 +1,14 @@
-"""Export a model, load it with TensorFlow alone, and ask for its uncertainty.
+"""Export a model, load it with TensorFlow alone, then serve it and ask over HTTP.
 
 python examples/serving.py
 """
 
+import json
+import subprocess
+import sys
 import tempfile
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -17,21 +22,35 @@ model = kdrop.models.spiral_mlp(kdrop.InvertedDropout, classes=2, seed=0)
 model.get_layer("standardise").adapt(inputs)
 model.compile("adam", "sparse_categorical_crossentropy")
 model.fit(inputs, (inputs[:, 0] > 0).astype("int32"), epochs=20, verbose=0)
+points = [[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]  # left, right, and on the border
 
 with tempfile.TemporaryDirectory() as folder:
-    path = export(model, folder, labels=labels)
-    print("version", path.name, "has", *sorted(each.name for each in path.iterdir()))
-    served = tf.saved_model.load(str(path))
+    path = export(model, Path(folder, "sides"), labels=labels)
+    print("exported version", path.name)
 
-# Points on the left, on the right, and on the border of the two classes.
-points = tf.constant([[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-probabilities = served.signatures["serve"](inputs=points)["probabilities"].numpy()
-vote = served.signatures["sample"](inputs=points)
-for row, point in enumerate(points.numpy()):
-    best = probabilities[row].argmax()
-    print(
-        f"{point}: {labels[best]}, probability {probabilities[row, best]:.2f}, "
-        f"of 50 sub-networks {vote['mean'][row, best]:.2f} ± "
-        f"{vote['std'][row, best]:.2f}, entropy {vote['entropy'][row]:.2f}"
-    )
-print("To answer over HTTP: python -m kdrop.serving FOLDER")
+    # TensorFlow alone loads it.
+    served = tf.saved_model.load(str(path))
+    answer = served.signatures["serve"](inputs=tf.constant(points))
+    vote = served.signatures["sample"](inputs=tf.constant(points))
+    for row, probabilities in enumerate(answer["probabilities"].numpy()):
+        best = probabilities.argmax()
+        print(
+            f"{points[row]}: {labels[best]}, probability {probabilities[best]:.2f}, "
+            f"of 50 sub-networks {vote['mean'][row, best]:.2f} ± "
+            f"{vote['std'][row, best]:.2f}, entropy {vote['entropy'][row]:.2f}"
+        )
+
+    # The server writes its address to its log, and answers over HTTP.
+    command = [sys.executable, "-m", "kdrop.serving", path.parent, "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        address = next(line for line in server.stderr if "http://" in line).split()[-1]
+        url = f"{address}/v1/models/sides:predict"
+        body = json.dumps({"signature_name": "sample", "instances": points[2:]})
+        with urllib.request.urlopen(url, body.encode()) as response:
+            reply = json.load(response)
+        for name, value in {**reply.pop("predictions")[0], **reply}.items():
+            print(f"{name}: {value}")
+    finally:
+        server.terminate()
+        server.communicate()

@@ -24,11 +24,11 @@ MAX_DECISIONS = 20
 class Subnetworks(NamedTuple):
     """The exact ensemble of a network, and how far weight scaling is from it."""
 
-    count: int  # of sub-networks
-    arithmetic: np.ndarray  # (examples, ...): mean of their outputs
-    geometric: np.ndarray | None  # normalised; None if outputs are no probabilities
-    weight_scaling: np.ndarray  # (examples, ...): outputs of the model at inference
-    difference: float  # largest distance of weight scaling from the arithmetic mean
+    count: int  #: of sub-networks
+    arithmetic: np.ndarray  #: (examples, ...): mean of their outputs
+    geometric: np.ndarray | None  #: normalised; None if outputs are no probabilities
+    weight_scaling: np.ndarray  #: (examples, ...): outputs of the model at inference
+    difference: float  #: largest distance of weight scaling from the arithmetic mean
 
 
 def subnetworks(model, inputs):

@@ -15,20 +15,20 @@ TASKS = ("classification", "regression")
 class Classification(NamedTuple):
     """Uncertainty of a classifier; entropies in nats."""
 
-    mean: np.ndarray  # (examples, classes): mean prediction
-    std: np.ndarray  # (examples, classes): over the samples
-    entropy: np.ndarray  # (examples,): of the mean prediction; total uncertainty
-    expected_entropy: np.ndarray  # (examples,): mean over samples; aleatoric part
-    mutual_information: np.ndarray  # (examples,): the difference; epistemic part
-    variation_ratio: np.ndarray  # (examples,): fraction outside the most frequent class
+    mean: np.ndarray  #: (examples, classes): mean prediction
+    std: np.ndarray  #: (examples, classes): over the samples
+    entropy: np.ndarray  #: (examples,): of the mean prediction; total uncertainty
+    expected_entropy: np.ndarray  #: (examples,): mean over samples; aleatoric part
+    mutual_information: np.ndarray  #: (examples,): the difference; epistemic part
+    variation_ratio: np.ndarray  #: (examples,): fraction outside the top class
 
 
 class Regression(NamedTuple):
     """Uncertainty of a regression."""
 
-    mean: np.ndarray  # (examples, ...)
-    std: np.ndarray  # (examples, ...): over the samples
-    quantiles: np.ndarray  # (quantiles, examples, ...)
+    mean: np.ndarray  #: (examples, ...)
+    std: np.ndarray  #: (examples, ...): over the samples
+    quantiles: np.ndarray  #: (quantiles, examples, ...)
 
 
 def summarise(

@@ -87,8 +87,9 @@ class DropConnectDense(keras.layers.Dense, Connections):
         rate: Fraction of weights to drop, in [0, 1). It can be set at any time.
         per_example: Whether each example has its own mask. If not, the batch shares one
             mask, at nearly the cost of `Dense`.
-        *args, **kwargs: As in `keras.layers.Dense` after `units`; `seed`, the errors
-            and the inputs' dtype are those of `InvertedDropout`.
+        *args: Those of `keras.layers.Dense` after `units`.
+        **kwargs: Those of `keras.layers.Dense`; `seed`, the errors and the inputs'
+            dtype are those of `InvertedDropout`.
 
     Input shape: `(batch, ..., size)`. Output shape: `(batch, ..., units)`.
 

@@ -4,7 +4,7 @@
     python -m kdrop.serving saved_models --port 8501              # all models in it
     curl localhost:8501/v1/models/NAME:predict -d '{"instances": [[0.1, 0.2]]}'
 
-The newest version of each model answers. README.md describes requests and answers.
+The newest version of each model answers; docs/guide/serving.md shows requests.
 """
 
 import argparse

@@ -235,6 +235,7 @@ def configure_logs() -> None:
 
 def run(models: ServedFolder, listener: socket.socket, limits: Limits) -> None:
     """Serve the models on a bound socket until SIGTERM or SIGINT."""
+    listener.listen()  # who reads the address in the log can connect
     host, port = listener.getsockname()[:2]
     server = Server(models, port, limits)
     stop = threading.Event()

@@ -1,0 +1,60 @@
+"""A training loop that saves memory: the backward pass computes the network again.
+
+`StepClock` makes both computations use the same masks.
+
+python examples/custom_training_loop.py
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import kdrop
+
+keras.utils.set_random_seed(0)
+x = np.random.default_rng(0).normal(size=(1024, 8)).astype("float32")
+y = x[:, :1] * x[:, 1:2]
+optimizer = keras.optimizers.Adam(0.003)
+
+
+def network(dropout):
+    model = keras.Sequential([keras.Input((8,))])
+    for number in 1, 2:
+        model.add(keras.layers.Dense(128, activation="relu"))
+        model.add(dropout(0.1, seed=1, name=f"drop_{number}"))
+    model.add(keras.layers.Dense(1))
+    return model
+
+
+def gradients(model, inputs, targets, again):
+    def forward(inputs):
+        return model(inputs, training=True)
+
+    with kdrop.StepClock().start(model):  # around the backward pass, too
+        with tf.GradientTape() as tape:
+            outputs = (keras.remat(forward) if again else forward)(inputs)
+            loss = tf.reduce_mean((outputs - targets) ** 2)
+        return loss, tape.gradient(loss, model.trainable_variables)
+
+
+# Is the gradient of a step the same if the network is computed again?
+for dropout in keras.layers.Dropout, kdrop.InvertedDropout:
+    one = network(dropout)
+    two = keras.models.clone_model(one)  # with the same seeds, and no mask drawn yet
+    two.set_weights(one.get_weights())
+    _, (right, *_) = gradients(one, x, y, again=False)
+    _, (again, *_) = gradients(two, x, y, again=True)
+    error = np.linalg.norm(again - right) / np.linalg.norm(right)
+    print(f"{dropout.__name__:16} relative error of the gradient {error:.2f}")
+
+
+@tf.function
+def step(inputs, targets):
+    loss, change = gradients(two, inputs, targets, again=True)
+    optimizer.apply(change, two.trainable_variables)
+    return loss
+
+
+for _ in range(30):
+    losses = [step(x[i : i + 64], y[i : i + 64]) for i in range(0, 1024, 64)]
+print(f"mean loss of the last epoch: {np.mean(losses):.3f}")
