@@ -10,6 +10,11 @@ from studies.study import ERRORS, Study, arms, draw_errors, grid, metric, split
 MAPS = ("SpatialDropout2D", "DropBlock2D", "DropConnectConv2D")
 LEARNED = ("ConcreteDropout", "StandoutDropout", "VariationalDropout")
 
+PLAIN: dict[str, Any] = dict(
+    optimizer="adam", warmup=0.0, weight_decay=0.0, label_smoothing=0.0,
+    mirror=False, shift=0,
+)  # fmt: skip
+
 
 def family(quick: bool) -> Study:
     """Every layer that `alexnet32` has a place for.
@@ -18,8 +23,8 @@ def family(quick: bool) -> Study:
     """
     examples, epochs = (500, 6) if quick else (2000, 16)
     base = partial(
-        Experiment.preset, "cifar10", width=8, hidden=256, mirror=False, epochs=epochs,
-        batch_size=64, learning_rate=0.01, **split(examples, examples // 2),
+        Experiment.preset, "cifar10", width=8, hidden=256, epochs=epochs,
+        batch_size=64, learning_rate=0.01, **PLAIN, **split(examples, examples // 2),
     )  # fmt: skip
     rates = [(n / 2, n / 2, n, 2.5 * n) for n in ([0.1] if quick else [0.05, 0.1, 0.2])]
     learning_rates = [1e-2] if quick else [3e-3, 1e-2, 3e-2]
@@ -56,8 +61,8 @@ def alexnet(quick: bool) -> Study:
     # Equally many steps with both numbers of images.
     for examples, epochs in [(1000, 8)] if quick else [(5000, 40), (10000, 20)]:
         base = partial(
-            Experiment.preset, "cifar10", mirror=False, width=12, hidden=512,
-            epochs=epochs, **split(examples, examples // 5),
+            Experiment.preset, "cifar10", width=12, hidden=512, epochs=epochs,
+            **PLAIN, **split(examples, examples // 5),
         )  # fmt: skip
         compared += arms(base, changes, f"{examples:,} training images")
     question = "CIFAR-10: does dropout help more after convolutions too?"

@@ -49,8 +49,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=20, steps_per_epoch=200, batch_size=300, learning_rate=0.005,
     ),
     "cifar10": dict(
-        model="alexnet32", train_size=5000, validation=0.1, mirror=True,
-        epochs=36, steps_per_epoch=None, batch_size=64, learning_rate=0.001,
+        model="alexnet32", train_size=5000, validation=0.1, mirror=True, shift=4,
+        epochs=40, steps_per_epoch=None, batch_size=64, learning_rate=0.001,
+        label_smoothing=0.1,
     ),
     "mnist": dict(
         model="mnist_mlp", train_size=60000, validation=0.1, mirror=False,
@@ -58,6 +59,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         jit_compile=True,
     ),
 }  # fmt: skip
+# Of the networks with batch normalisation, whatever the data set.
+NORMALISED = ("alexnet32", "resnet32")
+RECIPE: dict[str, Any] = dict(
+    optimizer="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.005
+)
 OPTIMIZERS = ("adam", "sgd")
 # Allowed values.
 FRACTION, SIZE, WIDTH = "[0, 1)", "[1, 1000000]", "[1, 16384]"
@@ -143,10 +149,12 @@ class Experiment:
     def preset(cls, data: str, **settings: Any) -> "Experiment":
         """The data set's and the network's usual settings, changed by `settings`."""
         check_choice("data set", data, PRESETS)
-        settings = {**PRESETS[data], **settings}
-        check_choice("model", settings["model"], NETWORKS)
+        model = settings.get("model", PRESETS[data]["model"])
+        check_choice("model", model, NETWORKS)
+        recipe = RECIPE if model in NORMALISED else {}
+        settings = {**NETWORKS[model], **PRESETS[data], **recipe, **settings}
         check("width", settings.get("width", 1), WIDTH)
-        return cls(data=data, **{**NETWORKS[settings["model"]], **settings})
+        return cls(data=data, **settings)
 
     def __post_init__(self):
         for name in ("rate", "hidden"):

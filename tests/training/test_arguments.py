@@ -130,7 +130,7 @@ def test_help_has_each_setting_with_its_default(capsys):
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "None" not in text
-    assert "(default: 20 for spiral, 36 for cifar10, 20 for mnist)" in text
+    assert "(default: 20 for spiral, 40 for cifar10, 20 for mnist)" in text
     assert "(default: none,InvertedDropout,VanillaDropout)" in text
     for name in (*MODELS, *SCHEDULES, *PRESETS):
         assert re.search(rf"\b{name}\b", text)

@@ -54,9 +54,9 @@ def test_tables_show_each_layer_over_its_seeds(compared):
         assert f"{kind} seed 1  epoch 4/4" in output
         row, *vote_rows = re.findall(rf"^ *{kind}  .*±.*", output, re.MULTILINE)
         assert 1 + len(vote_rows) == rows
-        # Three accuracies and the gap between two of them, then three losses.
-        assert len(re.findall(r"\d+\.\d ± \d+\.\d", row)) == 4
-        assert len(re.findall(r"\d\.\d{3} ± \d\.\d{3}", row)) == 3
+        # Three accuracies, then three losses and the calibration error.
+        assert len(re.findall(r"\d+\.\d ± \d+\.\d\b", row)) == 3
+        assert len(re.findall(r"\d\.\d{3} ± \d\.\d{3}", row)) == 4
     assert "spiral, at inference, mean ± standard deviation of 2 seeds" in output
     assert "spiral, test set: weight scaling and the vote of 2 samples" in output
     assert output.rstrip().endswith("saved saved_models/spiral-vanilla-dropout/1")
