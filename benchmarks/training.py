@@ -170,7 +170,7 @@ TRAINING = {
     for calls in [most if not xla else math.ceil(most / 25)]
 } | {
     "spiral": Comparison(
-        "a training step of document 001: 2-512-3 on 3,000 points", "NumPy", spiral
+        "a training step of SpiralProgram: 2-512-3 on 3,000 points", "NumPy", spiral
     ),
 }  # fmt: skip
 # Small batches show the cost of the collectives, large ones the gain.

@@ -143,7 +143,7 @@ class Adam:
 class Network:
     """ReLU layers with dropout on their outputs, then a linear layer that gives scores.
 
-    Document 002 leaves out the backward pass and the update. `scaled` chooses inverted
+    It also has the backward pass and the update, which introductions leave out. `scaled` chooses inverted
     or vanilla dropout. With `concatenated` the last layer reads all hidden outputs.
     """
 
@@ -201,10 +201,10 @@ class Network:
 
 
 class SpiralProgram(Network):
-    """The program of document 001: 2-512-3, Adam, and all points in each step.
+    """2-512-3 on the spiral, Adam, and all points in each step.
 
-    In the document the second dense layer reads the activation, so that dropout changes
-    the gradient alone. Here it reads the output of dropout. `l2` penalises the first
+    The second dense layer reads the output of dropout, not the activation: otherwise
+    dropout would change the gradient alone. `l2` penalises the first
     layer; `rng` draws the initial weights and every mask.
     """
 
