@@ -1,4 +1,4 @@
-"""The site: `sphinx-build -W -j auto docs docs/_build/html` builds it."""
+"""The site: `sphinx-build -W -j 4 docs docs/_build/html` builds it."""
 
 import inspect
 import os
@@ -24,7 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 
 html_theme = "furo"
 html_title = "kdrop"
