@@ -83,7 +83,7 @@ def normal(shape, seed=0, dtype="float32"):
 def steps(shape, names, mode="graph", dtype="float32", calls=2) -> Variants:
     """Run each layer both ways, with `mode` "eager", "graph" or "xla"; JAX has one."""
     stats = jax.devices()[0].memory_stats() if JAX else None  # `None` for a CPU
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = stats["bytes_limit"] if stats else free
     if 12 * np.prod(shape, dtype="int64") * (4 if dtype == "float32" else 2) > free:
         raise UserError(f"{shape} {dtype} does not fit {free / 2**30:.3g} GiB.")
@@ -97,7 +97,8 @@ def steps(shape, names, mode="graph", dtype="float32", calls=2) -> Variants:
             step = jax.jit(step) if JAX else step
         else:
             layer = drop_layer(name, dtype=dtype)
-            outputs = layer(inputs[:1], training=True)
+            # One row, except where it would be the first trace of several.
+            outputs = layer(inputs if mode == "eager" else inputs[:1], training=True)
             step = both_ways(layer)
         if mode != "eager" and not JAX:
             step = tf.function(step, jit_compile=mode == "xla" or None, autograph=False)

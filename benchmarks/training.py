@@ -57,6 +57,8 @@ def networks(build, inputs, calls, xla=JAX) -> Variants:
     """Train a network without dropout, with Keras's and with kdrop's layer."""
     random = np.random.default_rng(0)
     batch = random.normal(size=inputs), random.integers(3, size=inputs[0])
+    if xla:  # it takes up to half a second for a step with Keras's layer
+        calls = math.ceil(calls / 25)
 
     def variant(kind):
         layer = lambda rate, **names: drop_layer(kind, rate)  # noqa: E731
@@ -159,15 +161,13 @@ NETWORKS = [
     ("spiral_mlp", "2-256-256-3 on 300 points", spiral_mlp, (300, 2), 50, 1.2),
 ]  # fmt: skip
 TRAINING = {
-    f"{name}{'-xla' * xla}": Comparison(
+    f"{name}{'-xla' * (xla and not JAX)}": Comparison(
         f"a training step of {work}{', compiled by XLA' * xla}", "none",
         functools.partial(networks, build, inputs, calls, xla),
         {INVERTED: 1.02 if xla else limit}, rounds=9,
     )
-    for name, work, build, inputs, most, limit in NETWORKS
+    for name, work, build, inputs, calls, limit in NETWORKS
     for xla in ((True,) if JAX else (False, True))
-    # XLA takes up to half a second for a step with Keras's layer.
-    for calls in [most if not xla else math.ceil(most / 25)]
 } | {
     "spiral": Comparison(
         "a training step of SpiralProgram: 2-512-3 on 3,000 points", "NumPy", spiral

@@ -1,4 +1,4 @@
-"""A training loop that saves memory: the backward pass computes the network again.
+"""A training loop that saves memory: the backward pass recomputes the network.
 
 `StepClock` makes both computations use the same masks.
 
@@ -26,32 +26,32 @@ def network(dropout):
     return model
 
 
-def gradients(model, inputs, targets, again):
+def gradients(model, inputs, targets, remat):
     def forward(inputs):
         return model(inputs, training=True)
 
     with kdrop.StepClock().start(model):  # around the backward pass, too
         with tf.GradientTape() as tape:
-            outputs = (keras.remat(forward) if again else forward)(inputs)
+            outputs = (keras.remat(forward) if remat else forward)(inputs)
             loss = tf.reduce_mean((outputs - targets) ** 2)
         return loss, tape.gradient(loss, model.trainable_variables)
 
 
 # Is the gradient of a step the same if the network is computed again?
 for dropout in keras.layers.Dropout, kdrop.InvertedDropout:
-    one = network(dropout)
-    two = keras.models.clone_model(one)  # with the same seeds, and no mask drawn yet
-    two.set_weights(one.get_weights())
-    _, (right, *_) = gradients(one, x, y, again=False)
-    _, (again, *_) = gradients(two, x, y, again=True)
-    error = np.linalg.norm(again - right) / np.linalg.norm(right)
+    model = network(dropout)
+    copy = keras.models.clone_model(model)  # the same seeds, and no mask drawn yet
+    copy.set_weights(model.get_weights())
+    _, (expected, *_) = gradients(copy, x, y, remat=False)
+    _, (recomputed, *_) = gradients(model, x, y, remat=True)
+    error = np.linalg.norm(recomputed - expected) / np.linalg.norm(expected)
     print(f"{dropout.__name__:16} relative error of the gradient {error:.2f}")
 
 
 @tf.function
 def step(inputs, targets):
-    loss, change = gradients(two, inputs, targets, again=True)
-    optimizer.apply(change, two.trainable_variables)
+    loss, change = gradients(model, inputs, targets, remat=True)
+    optimizer.apply(change, model.trainable_variables)
     return loss
 
 

@@ -143,8 +143,9 @@ class Adam:
 class Network:
     """ReLU layers with dropout on their outputs, then a linear layer that gives scores.
 
-    It also has the backward pass and the update, which introductions leave out. `scaled` chooses inverted
-    or vanilla dropout. With `concatenated` the last layer reads all hidden outputs.
+    It also has the backward pass and the update, which introductions leave out.
+    `scaled` chooses inverted or vanilla dropout. With `concatenated` the last layer
+    reads all hidden outputs.
     """
 
     def __init__(

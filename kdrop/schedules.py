@@ -134,4 +134,4 @@ def over_depth(rate: float, layers: int) -> list[float]:
     """
     rate = _check_rate("rate", rate)
     layers = check_integer("layers", layers, 1)
-    return [rate * place / layers for place in range(1, layers + 1)]
+    return [rate * (place / layers) for place in range(1, layers + 1)]

@@ -104,3 +104,5 @@ def test_rates_over_depth():
     survival = [1 - rate for rate in schedules.over_depth(0.5, 54)]
     assert sum(survival) == pytest.approx((3 * 54 - 1) / 4)
     assert schedules.over_depth(0.3, 1) == [0.3]
+    for layers in range(1, 100):  # no rounding lifts the last rate above `rate`
+        assert schedules.over_depth(0.4, layers)[-1] == 0.4

@@ -9,7 +9,9 @@ class SmoothedCrossentropy(keras.losses.CategoricalCrossentropy):
     """Cross-entropy of integer targets with label smoothing.
 
     The arguments are those of `keras.losses.CategoricalCrossentropy`: of the target's
-    probability, `label_smoothing` in [0, 1] is spread evenly over all classes.
+    probability, `label_smoothing` in [0, 1] is spread evenly over all classes. Targets
+    have the shape `(batch,)` or `(batch, 1)`, outputs `(batch, classes)`; other outputs
+    raise `ValueError`.
 
     >>> loss = kdrop.models.SmoothedCrossentropy(label_smoothing=0.1)
     >>> print(f"{loss(numpy.array([0]), numpy.array([[0.95, 0.05]])):.4f}")
@@ -19,8 +21,14 @@ class SmoothedCrossentropy(keras.losses.CategoricalCrossentropy):
     """
 
     def call(self, y_true, y_pred):
+        shape = tuple(y_pred.shape)
+        if len(shape) != 2 or self.axis not in (-1, 1):
+            raise ValueError(
+                "Outputs must have the shape (batch, classes). Received: outputs of "
+                f"shape {shape}, axis={self.axis}"
+            )
         targets = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        return super().call(ops.one_hot(targets, y_pred.shape[-1]), y_pred)
+        return super().call(ops.one_hot(targets, shape[-1]), y_pred)
 
 
 @keras.saving.register_keras_serializable("kdrop")

@@ -114,7 +114,9 @@ class Experiment:
     )
     batch_size: int = setting(MISSING, "examples in a step", SIZE)
     optimizer: str = setting(
-        "adam", "adam (AdamW with `weight_decay`), or sgd with Nesterov momentum 0.9"
+        "adam",
+        "adam (AdamW with `weight_decay`), or sgd with Nesterov momentum 0.9; for any "
+        "data set alexnet32 and resnet32 take sgd, and settings that suit it",
     )
     learning_rate: float = setting(MISSING, "before it decays", "(0, 1000]")
     warmup: float = setting(
@@ -151,7 +153,10 @@ class Experiment:
         check_choice("data set", data, PRESETS)
         model = settings.get("model", PRESETS[data]["model"])
         check_choice("model", model, NETWORKS)
-        recipe = RECIPE if model in NORMALISED else {}
+        recipe = {}
+        if model in NORMALISED and settings.get("optimizer", "sgd") == "sgd":
+            cosine = settings.get("decay", "cosine") == "cosine"
+            recipe = RECIPE if cosine else {**RECIPE, "warmup": 0.0}
         settings = {**NETWORKS[model], **PRESETS[data], **recipe, **settings}
         check("width", settings.get("width", 1), WIDTH)
         return cls(data=data, **settings)

@@ -71,11 +71,11 @@ def batches(
             seed = tf.stack([tf.constant(shuffle_seed, tf.int64), number])
             order = tf.random.experimental.stateless_shuffle(order, seed)
         if augment:
-            sizes = [2 if mirror else 1, 2 * shift + 1, 2 * shift + 1]
-            moves = _integers(count, tf.random.fold_in(seed, 1), sizes)
+            choices = [2 if mirror else 1, 2 * shift + 1, 2 * shift + 1]
+            moves = _integers(count, tf.random.fold_in(seed, 1), choices)
             moves -= [0, shift, shift]
-            sizes = part.inputs.shape[1:3]
-            centres = _integers(count, tf.random.fold_in(seed, 2), sizes)
+            side_lengths = part.inputs.shape[1:3]
+            centres = _integers(count, tf.random.fold_in(seed, 2), side_lengths)
 
         def batch(start):
             size = tf.minimum(count - start, batch_size)

@@ -93,7 +93,8 @@ class Recorder(keras.callbacks.Callback):
         seconds_per_epoch = seconds / (epoch - self.resumed_at)
         minutes, seconds = divmod(round(seconds_per_epoch * (self.epochs - epoch)), 60)
         left = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-        regularisation = max(row["loss"] - row["data_loss"], 0.0)  # not -0.000
+        # Label smoothing can make it negative.
+        other = row["loss"] - row["data_loss"]
         validation = f"  val {row['val_accuracy']:.3f}" if "val_accuracy" in row else ""
         rates = dict.fromkeys(f"{layer.rate:.2g}" for layer in self.scheduled)
         rate = f"  rate {'/'.join(rates)}" if rates else ""
@@ -101,6 +102,6 @@ class Recorder(keras.callbacks.Callback):
         return (
             f"{self.label}  epoch {epoch:{width}}/{self.epochs}"
             f"  loss {row['loss']:.3f} = data {row['data_loss']:.3f}"
-            f" + reg {regularisation:.3f}  accuracy {row['accuracy']:.3f}{validation}"
+            f" + reg {other:z.3f}  accuracy {row['accuracy']:.3f}{validation}"
             f"  lr {row['learning_rate']:.2g}{rate}  {left} left"
         )

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 from kdrop import models
 
@@ -20,3 +21,10 @@ def test_label_smoothing_spreads_a_part_of_each_target(tmp_path):
         np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
     weighted = model.evaluate(inputs, targets, sample_weight=weights, verbose=0)
     np.testing.assert_allclose(weighted, (losses * weights).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 4), -1), ((2, 3), 0)])
+def test_label_smoothing_takes_one_target_an_example(shape, axis):
+    loss = models.SmoothedCrossentropy(label_smoothing=0.1, axis=axis)
+    with pytest.raises(ValueError, match=r"must have the shape \(batch, classes\)"):
+        loss(np.zeros(2, "int32"), np.ones(shape, "float32"))

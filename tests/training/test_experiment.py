@@ -56,6 +56,21 @@ def test_a_preset_takes_the_settings_of_its_network():
     assert (residual.hidden, residual.width) == ((), 16)
 
 
+def test_networks_with_batch_normalisation_have_a_recipe_for_sgd():
+    names = ("optimizer", "learning_rate", "warmup", "weight_decay")
+
+    def recipe(data, **settings):
+        experiment = Experiment.preset(data, **settings)
+        return tuple(getattr(experiment, name) for name in names)
+
+    assert recipe("cifar10") == ("sgd", 0.1, 0.1, 0.005)
+    assert recipe("mnist", model="resnet32") == recipe("cifar10", decay="cosine")
+    assert recipe("cifar10", model="alexnet") == ("adam", 0.001, 0.0, 0.0)
+    assert recipe("cifar10", optimizer="adam") == ("adam", 0.001, 0.0, 0.0)
+    assert recipe("cifar10", decay=0.1) == ("sgd", 0.1, 0.0, 0.005)
+    assert recipe("cifar10", learning_rate=0.02) == ("sgd", 0.02, 0.1, 0.005)
+
+
 def test_a_single_rate_is_a_tuple_of_one():
     assert Experiment.preset("spiral", rate=0.3).rate == (0.3,)
     assert Experiment.preset("spiral", rate=[0.1, 0.2], hidden=8).rate == (0.1, 0.2)
