@@ -42,7 +42,7 @@ def conduct(
     with lock(runs), Runner(runs, study.measure, jobs, console, data_dir) as runner:
         results = answer(study, runner)
     console.print(table(study, results))
-    write(folder / f"{name}.csv", results)
+    write(folder / f"{name}.csv", results, runner.commits)
     console.print(study.draw(folder / f"{name}.png", results), highlight=False)
     if quick:
         console.print("Too few steps to judge dropout: see the default size.")

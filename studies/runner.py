@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -43,6 +44,7 @@ class Runner:
         data_dir: Path | None = None,
     ):  # fmt: skip
         self.folder, self.console = folder, console
+        self.commits: dict[Experiment, str] = {}  # that each run was made with
         self.arguments = folder, measure, data_dir
         threads = max(1, usable_cores() // jobs)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of the workers
@@ -68,7 +70,9 @@ class Runner:
             path = self.folder / f"{experiment.key()}.json"
             if path.exists():
                 try:
-                    read = json.loads(path.read_text())["metrics"]
+                    row = json.loads(path.read_text())
+                    self.commits[experiment] = row.get("commit", "unknown")
+                    read = row["metrics"]
                     metrics[experiment] = {k: float(read[k]) for k in read}
                     metrics[experiment]["validation_accuracy"]
                 except Exception as error:  # a damaged file can raise anything
@@ -82,6 +86,7 @@ class Runner:
             transient=True, disable=not self.console.is_terminal,
         ):  # fmt: skip
             result = metrics[futures[future]] = future.result()
+            self.commits[futures[future]] = commit()
             accuracy = f"validation accuracy {result['validation_accuracy']:.4f}"
             self.console.print(f"{names[futures[future]]}  {accuracy}", highlight=False)
         return metrics
@@ -118,8 +123,18 @@ def _run(experiment: Experiment, path: Path, folder, measure, data_dir) -> Metri
     run = train(experiment, data, checkpoint)
     metrics = {**run.metrics, **(measure(run, data) if measure else {})}
     path.parent.mkdir(parents=True, exist_ok=True)
-    row = {"experiment": asdict(experiment), "metrics": metrics}
+    row = {"commit": commit(), "experiment": asdict(experiment), "metrics": metrics}
     write(path, json.dumps(row, indent=1))
     checkpoint.discard()
     keras.utils.clear_session()
     return metrics
+
+
+def commit() -> str:
+    """The commit of the checkout, marked if files differ from it."""
+    command = "git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"
+    try:
+        git = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"

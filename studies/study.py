@@ -2,7 +2,6 @@
 
 import csv
 import math
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -207,25 +206,15 @@ def table(study: Study, results: Results) -> Table:
     return table
 
 
-def write(path: Path, results: Results) -> None:
+def write(path: Path, results: Results, commits: Mapping[Experiment, str]) -> None:
     """Write a CSV with a row for each run: commit, arm, settings and metrics."""
-    rows, commit = [], _commit()
+    rows = []
     for result in results:
-        arm = {"commit": commit, "series": result.arm.series, "arm": result.arm.name}
+        arm = {"series": result.arm.series, "arm": result.arm.name}
         seeds = result.by_seed.items()
         chosen = {replace(result.chosen, seed=seed): each for seed, each in seeds}
         for each, metrics in {**result.searched, **chosen}.items():
-            row = {**arm, "chosen": int(each in chosen), **asdict(each), **metrics}
-            rows.append(row)
+            made = {"commit": commits[each], **arm, "chosen": int(each in chosen)}
+            rows.append({**made, **asdict(each), **metrics})
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
-
-
-def _commit() -> str:
-    """The commit of the checkout, marked if files differ from it."""
-    command = "git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"
-    try:
-        git = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return git.stdout.strip() or "unknown"
