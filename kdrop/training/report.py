@@ -21,10 +21,10 @@ def results_table(results: Sequence[SeedRuns]) -> Table:
     columns = {
         **{f"{parts[k]}\naccuracy %": (f"{k}_accuracy", 100, 1) for k in parts},
         **{f"{parts[k]}\nloss": (f"{k}_loss", 1, 3) for k in parts},
-        "\nseconds": ("seconds", 1, 0),
     }
     if "test" in parts:
         columns["test calibration\nerror"] = ("test_calibration_error", 1, 3)
+    columns["\nseconds"] = ("seconds", 1, 0)
     rows = [([x.name], [run.metrics for run in x.runs]) for x in results]
     seeds = len(results[0].runs)
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
