@@ -99,7 +99,13 @@ def test_batch_statistics_are_those_of_the_global_batch(tmp_path, pair, monkeypa
 
     monkeypatch.setattr(run_module, "batches", in_order)
     experiment = Experiment.preset(
-        "cifar10", train_size=8, batch_size=8, epochs=2, hidden=(8,), mirror=False
+        "cifar10",
+        train_size=8,
+        batch_size=8,
+        epochs=2,
+        hidden=(8,),
+        mirror=False,
+        shift=0,
     )
     rng = np.random.default_rng(0)
     targets = np.repeat([0, 1], 4).astype("int32")
