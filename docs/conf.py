@@ -26,6 +26,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 
+highlight_language = "text"  # blocks of code say theirs
 html_theme = "furo"
 html_title = "kdrop"
 html_static_path = ["_static"]
