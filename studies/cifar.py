@@ -1,11 +1,25 @@
 """CIFAR-10: what does each layer do, and where in the network?"""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdrop.training.experiment import Experiment
+from studies import figures
 from studies.spiral import UNITS
-from studies.study import ERRORS, Study, arms, draw_errors, grid, metric, split
+from studies.study import (
+    ERRORS,
+    Results,
+    Study,
+    arms,
+    draw_errors,
+    error,
+    grid,
+    metric,
+    split,
+)
 
 MAPS = ("SpatialDropout2D", "DropBlock2D", "DropConnectConv2D")
 LEARNED = ("ConcreteDropout", "StandoutDropout", "VariationalDropout")
@@ -14,6 +28,50 @@ PLAIN: dict[str, Any] = dict(
     optimizer="adam", warmup=0.0, weight_decay=0.0, label_smoothing=0.0,
     mirror=False, shift=0,
 )  # fmt: skip
+
+# 97.5 % quantiles of Student's t, by the number of pairs.
+QUANTILES = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def recipe(quick: bool) -> Study:
+    """The preset of `train.py cifar10`, without dropout and with it at two places."""
+    examples, epochs = (500, 4) if quick else (5000, 40)
+    base = partial(
+        Experiment.preset, "cifar10", epochs=epochs, **split(examples, examples)
+    )
+    shifts = (2, 4)
+    rates = ((0.0, 0.0, 0.0, 0.5), (0.05, 0.05, 0.1, 0.25))
+    changes = {
+        "none": grid({"dropout": "none"}, weight_decay=(0.005, 0.01), shift=shifts),
+        "InvertedDropout": grid(rate=rates, shift=shifts),
+    }
+    columns = {
+        "test accuracy %": metric("test_accuracy", 100),
+        "calibration error": metric("test_calibration_error"),
+        "test loss": metric("test_loss"),
+    }
+    question = f"CIFAR-10, {examples:,} training images: does dropout pay in a recipe?"
+    compared = arms(base, changes)
+    return Study(question, compared, 2 if quick else 5, columns, _draw_pairs)
+
+
+def _draw_pairs(path: Path, results: Results) -> str:
+    """Draw the test errors; the finding is the interval of their paired differences."""
+    groups = {result.arm.name: result.values(error("test")) for result in results}
+    (plain, errors), *others = groups.items()
+    lines = []
+    for name, dropped in others:
+        differences = np.subtract(dropped, errors)
+        mean, deviation = figures.summary(differences)
+        reach = QUANTILES[len(differences)] * deviation
+        lines.append(
+            f"{name} errs in {np.mean(dropped):.2f} %, {plain} in {np.mean(errors):.2f}"
+            f" %: {mean:+.2f} points\n(95 % t interval of {len(differences)} pairs: "
+            f"{mean - reach:+.2f} to {mean + reach:+.2f})"
+        )
+    title = "\n".join(lines)
+    figures.dots(path, title, {"": groups}, "Test error (%)", {})
+    return title
 
 
 def family(quick: bool) -> Study:

@@ -8,7 +8,7 @@ from small_studies import SMALL, result
 import studies.__main__ as main
 from kdrop.training.data import Data, Part
 from kdrop.training.run import Run, network
-from studies import mnist
+from studies import cifar, mnist
 from studies.study import Result
 
 
@@ -31,6 +31,15 @@ def test_a_vote_is_compared_with_weight_scaling_in_pairs(tmp_path):
     assert "from no number on" in finding(3.9, (0, 0, 0))
     near = finding(4.08, (-0.06, 0, 0.06))  # .02 ± .03 more
     assert "errors from 50 on" in near and "-0.08 ± 0.00 more" in near
+
+
+def test_a_recipe_with_dropout_is_compared_with_one_without_in_pairs(tmp_path):
+    study = cifar.recipe(False)
+    errors = (25, 26, 27, 28, 29), (24.5, 25.6, 26.7, 27.4, 28.8)
+    results = [result(*e, arm=a) for e, a in zip(errors, study.arms, strict=True)]
+    finding = study.draw(tmp_path / "figure.png", results)
+    # R: t.test(dropped, plain, paired = TRUE)
+    assert "-0.40 points" in finding and "5 pairs: -0.60 to -0.20" in finding
 
 
 def test_votes_share_no_sample(monkeypatch):
