@@ -16,6 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+import kdrop
 from benchmarks.harness import JAX, Comparison, Variants, timed
 from benchmarks.layers import INVERTED, KERAS, drop_layer
 from examples.dropout_in_numpy import SpiralProgram
@@ -80,6 +81,25 @@ def convolutions(dropout):
             model.add(keras.layers.MaxPool2D())
     model.add(keras.layers.GlobalAveragePooling2D())
     model.add(keras.layers.Dense(10, activation="softmax"))
+    return model
+
+
+def transformer(dropout):
+    """A Transformer block: dropout of the attention and of both residual branches."""
+    drop = (lambda x: x) if dropout is None else dropout(0.1)
+    rate = 0.0 if dropout is None else 0.1
+    inputs = x = keras.Input((197, 384))
+    y = keras.layers.LayerNormalization()(x)
+    y = keras.layers.MultiHeadAttention(6, 64, dropout=rate)(y, y)
+    x = x + drop(y)
+    y = keras.layers.LayerNormalization()(x)
+    y = keras.layers.Dense(1536, activation="gelu")(y)
+    x = x + drop(keras.layers.Dense(384)(y))
+    outputs = keras.layers.GlobalAveragePooling1D()(x)
+    outputs = keras.layers.Dense(10, activation="softmax")(outputs)
+    model = keras.Model(inputs, outputs)
+    if isinstance(drop, kdrop.InvertedDropout):  # the attention has a layer of Keras
+        kdrop.replace(model, in_place=True)
     return model
 
 
@@ -173,6 +193,18 @@ TRAINING = {
         "a training step of SpiralProgram: 2-512-3 on 3,000 points", "NumPy", spiral
     ),
 }  # fmt: skip
+GPU_TRAINING = {
+    f"gpu-{name}": Comparison(
+        f"a training step of {name}", "none",
+        functools.partial(networks, build, inputs, 250), {INVERTED: 1.02}, rounds=9,
+    )
+    for name, build, inputs in (
+        ("alexnet32-256", alexnet32, (256, 32, 32, 3)),
+        ("alexnet32-1024", alexnet32, (1024, 32, 32, 3)),
+        ("mnist_mlp-1024", mnist_mlp, (1024, 28, 28, 1)),
+        ("transformer-64", transformer, (64, 197, 384)),
+    )
+}  # fmt: skip
 # Small batches show the cost of the collectives, large ones the gain.
 PROCESSES = {
     f"{model}-{batch_size}": Comparison(
@@ -186,6 +218,7 @@ PROCESSES = {
     )
 }  # fmt: skip
 SUBJECTS = {"training": TRAINING, "processes": PROCESSES}
+SUBJECTS |= {"gpu-training": GPU_TRAINING} if JAX else {}
 
 if __name__ == "__main__":
     count, number, coordinator, settings = sys.argv[1:]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from benchmarks import layers, training
-from kdrop import InvertedDropout
+from benchmarks import inference, layers, training
+from kdrop import InvertedDropout, drop_layers
 from kdrop.errors import UserError
 
 on_jax = pytest.mark.skipif(not layers.JAX, reason="measured on JAX alone")
@@ -123,3 +123,29 @@ def test_each_network_has_its_dropout(monkeypatch):
     check(variants, "none")
     check(training.networks(training.mnist_mlp, (4, 28, 28, 1), 1, xla=True), "none")
     assert names[8:] == ["keras Dropout"] * 2 + ["InvertedDropout"] * 2
+
+
+@pytest.mark.slow
+def test_a_transformer_drops_at_its_three_places():
+    layer = lambda rate: layers.drop_layer(layers.INVERTED, rate)  # noqa: E731
+    model = training.transformer(layer)
+    # The layer of both branches is one layer, called twice.
+    assert [layer.rate for layer in drop_layers(model)] == [0.1, 0.1]
+    assert not drop_layers(training.transformer(None))
+    check(training.networks(training.transformer, (2, 197, 384), 1), "none")
+
+
+@pytest.mark.slow
+def test_votes():
+    variants = inference.votes(batch=2, width=2, hidden=(8,))
+    check(variants, inference.BASELINE, inference.CALLS)
+
+
+@on_jax
+def test_the_planned_memory_has_the_masks_of_keras():
+    kilobytes = 4 * 64 * 64 / 1024  # of a float32 tensor
+    none, ours, keras_bytes = (
+        layers.peak_bytes(name, (64, 64), depth=2) / 1024
+        for name in ("none", layers.INVERTED, layers.KERAS)
+    )
+    assert ours - none < kilobytes < keras_bytes - none

@@ -21,12 +21,6 @@ def test_lengths_and_memory():
 
 
 @pytest.mark.slow
-def test_votes():
-    variants = inference.votes(batch=2, width=2, hidden=(8,))
-    check(variants, inference.SUFFIXES, inference.CALLS)
-
-
-@pytest.mark.slow
 def test_exported_models():
     check(inference.exported(calls=1), "none")
 
