@@ -76,7 +76,7 @@ def test_the_dropped_fraction_is_the_rate(rate: float) -> None:
     assert abs(dropped - count * rate) < bound
 
 
-# Document 000
+# Dropout as a function
 
 
 def test_dropout_drops_or_scales_a_copy() -> None:
@@ -102,7 +102,7 @@ def test_an_error_names_a_rate_outside_its_interval(level: float) -> None:
             call()
 
 
-# Document 001
+# The layer, the network and its training
 
 
 def test_the_layer_uses_one_mask_forward_and_backward() -> None:
@@ -161,7 +161,7 @@ def test_adam_matches_its_closed_form() -> None:
         assert_allclose(parameter, expected)
 
 
-# Document 003
+# Exact counts and the sigmoid layer
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_gradient_of_the_norm_penalty(l1: float, l2: float) -> None:
         )
 
 
-# Document 004's mask
+# Standout's keep probability
 
 
 def test_standout_keep_prob_and_its_gradient() -> None:
