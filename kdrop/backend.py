@@ -4,6 +4,7 @@ Every private name of the two is used here alone, so that a new version breaks o
 """
 
 import contextlib
+import functools
 import os
 import sys
 
@@ -34,7 +35,6 @@ else:
 
 
 def name() -> str:
-    """The backend that Keras runs on."""
     return keras.backend.backend()
 
 
@@ -158,11 +158,13 @@ class CallCounter:
         return count[0]
 
 
-def compiled(function, xla=True):
-    """A function that is compiled for each signature of its arguments.
+@functools.cache
+def compiled(function, signature, *static, xla=True):
+    """The function after `static`, compiled once for each hashable signature.
 
     Without XLA, TensorFlow traces it once, then again with unknown sizes if they vary.
     """
+    function = functools.partial(function, *static)
     if name() == "jax":
         return jax.jit(function)
     options = {"jit_compile": True} if xla else {"reduce_retracing": True}
@@ -194,8 +196,6 @@ def on_matrix(function, inputs):
 
 def checked(tensor, conditions, message):
     """The tensor, if these boolean scalars hold at run time; else it raises."""
-    if not conditions:
-        return tensor
     checks = [tf.debugging.Assert(each, [message]) for each in conditions]
     with tf.control_dependencies(checks):
         return tf.identity(tensor)

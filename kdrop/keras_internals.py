@@ -4,7 +4,7 @@ import importlib
 
 import keras
 from keras import tree
-from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend import get_keras_mask, set_keras_mask, standardize_data_format
 from keras.src.backend.common import global_state
 from keras.src.export.export_utils import _infer_input_signature_from_model
 from keras.src.models.functional import Functional
@@ -24,6 +24,10 @@ _PLACE_ATTRIBUTES = "build quantize _inbound_nodes _outbound_nodes _remat_mode".
 
 # The mask that Keras stores with a tensor.
 get_mask, set_mask = get_keras_mask, set_keras_mask
+
+# Keras's checks of two arguments.
+check_data_format = standardize_data_format
+check_noise_shape = keras.layers.Dropout(0, name="any")._validate_noise_shape
 
 
 def call_context():

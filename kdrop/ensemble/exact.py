@@ -16,7 +16,7 @@ from kdrop.ensemble.split import SplitModel, length, rows_of
 from kdrop.ensemble.uncertainty import are_probabilities, two_columns
 from kdrop.keras_internals import call_at_inference
 from kdrop.layers.base import active_drop_layers
-from kdrop.masks import kernels
+from kdrop.masks import kernels, run
 
 MAX_DECISIONS = 20
 
@@ -119,9 +119,7 @@ def _decision_shape(layer, inputs, *args, **kwargs):
             f"Sub-networks can be counted where layers drop or keep single units, and "
             f"in the graph of a Sequential or Functional model. Received: {layer}"
         )
-    shape = layer.noise_shape or (None,) * len(inputs.shape)
-    shape = (1,) * (len(inputs.shape) - len(shape)) + shape
-    return [n or size for n, size in zip(shape, inputs.shape, strict=True)][1:]
+    return run.broadcast_sizes(layer.noise_shape, inputs.shape)[1:]
 
 
 def _call_with_masks(dropped_calls, masks):

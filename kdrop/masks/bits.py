@@ -5,8 +5,6 @@ the row, and an element's word is a hash of its position under those two. All of
 32-bit arithmetic, so eager mode, graphs, XLA and both backends compute the same bits.
 """
 
-import functools
-
 import numpy as np
 from keras import ops
 
@@ -34,12 +32,7 @@ def threefry(key, counter):
     # in each kernel: a layer's first step takes a third less time.
     arguments = *key, *counter
     signature = tuple(tuple(x.shape) for x in arguments)
-    return _compiled_threefry(signature)(*arguments)
-
-
-@functools.cache
-def _compiled_threefry(signature):
-    return backend.compiled(_threefry, xla=False)
+    return backend.compiled(_threefry, signature, xla=False)(*arguments)
 
 
 def _threefry(*arguments):
