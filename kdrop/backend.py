@@ -149,12 +149,9 @@ class CallCounter:
     def next(self, caller):
         """int64 scalar: the number of earlier calls with this integer."""
         key, zero = tf.constant([caller], tf.int64), tf.constant(0, tf.int64)
-        count = tf.raw_ops.LookupTableFindV2(
-            table_handle=self._table, keys=key, default_value=zero
-        )
-        tf.raw_ops.LookupTableInsertV2(
-            table_handle=self._table, keys=key, values=count + 1
-        )
+        entry = {"table_handle": self._table, "keys": key}
+        count = tf.raw_ops.LookupTableFindV2(**entry, default_value=zero)
+        tf.raw_ops.LookupTableInsertV2(**entry, values=count + 1)
         return count[0]
 
 
