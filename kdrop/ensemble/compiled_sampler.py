@@ -69,9 +69,7 @@ class CompiledSampler:
     def sample_batch(self, batch, seed, samples, examples, memory):
         """Yield arrays `(samples, part of the examples, ...)` for a batch.
 
-        Args:
-            samples: Number of samples.
-            examples: uint32 array of the examples' numbers in the masks' rows.
+        `examples` are the numbers of its examples in the masks' rows, as uint32.
         """
         prefix_outputs = self.prefix(batch)
         max_rows = self.max_rows(prefix_outputs, memory)

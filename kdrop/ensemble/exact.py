@@ -31,7 +31,7 @@ class Subnetworks(NamedTuple):
     difference: float  #: largest distance of weight scaling from the arithmetic mean
 
 
-def subnetworks(model, inputs):
+def subnetworks(model, inputs) -> Subnetworks:
     """Compute the exact ensemble of all sub-networks, weighted by their probability.
 
     For a linear network weight scaling is their arithmetic mean, for softmax regression
@@ -41,9 +41,6 @@ def subnetworks(model, inputs):
         model: A Sequential or Functional `keras.Model` with one output, whose drop
             layers of kdrop make at most 20 keep-or-drop decisions for an example.
         inputs: An array or, as the model takes them, a list or dictionary of arrays.
-
-    Returns:
-        `Subnetworks`, a named tuple.
 
     Raises:
         ValueError: If there are no decisions or too many, or a drop layer does

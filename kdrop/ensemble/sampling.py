@@ -1,6 +1,7 @@
 """Monte Carlo dropout: stochastic predictions of a network with drop layers."""
 
 import random
+from reprlib import repr as shortened
 
 import keras
 import numpy as np
@@ -194,13 +195,10 @@ def _batches(inputs, size):
     arrays = tree.flatten(inputs)
     lengths = {len(x) if len(getattr(x, "shape", ())) else -1 for x in arrays}
     if len(lengths) != 1 or -1 in lengths:
+        received = [f"{type(x).__name__}{getattr(x, 'shape', '')}" for x in arrays]
         raise ValueError(
             "`inputs` must be an array of examples, a list or dictionary of arrays of "
-            "as many examples, or a `tf.data.Dataset`. Received: "
-            + ", ".join(
-                f"{type(x).__name__}{getattr(x, 'shape', '')}" for x in arrays[:5]
-            )
-            + ", ..." * (len(arrays) > 5)
+            f"as many examples, or a `tf.data.Dataset`. Received: {shortened(received)}"
         )
     starts = range(0, lengths.pop(), size)
     return (rows_of(inputs, slice(s, s + size)) for s in starts), len(starts)

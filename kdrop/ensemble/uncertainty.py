@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdrop.errors import check
+
 TASKS = ("classification", "regression")
 
 
@@ -38,15 +40,13 @@ def summarise(
 ) -> Classification | Regression:
     """Compute the mean prediction of Monte Carlo samples and its uncertainty.
 
+    The standard deviation is that of these samples, without Bessel's correction.
+
     Args:
         samples: Array `(samples, examples, ...)` from `kdrop.sample`; for a
             classification probabilities, with the classes in the last dimension.
         task: `"classification"` or `"regression"`.
         quantiles: For a regression, the fractions of samples below each quantile.
-
-    Returns:
-        `Classification` or `Regression`, a named tuple. The standard deviation is that
-        of these samples, without Bessel's correction.
 
     Raises:
         ValueError: If the task is unknown, the samples have fewer than two dimensions,
@@ -62,8 +62,7 @@ def summarise(
     >>> summary.entropy.round(3).tolist(), summary.mutual_information.round(3).tolist()
     ([0.562], [0.216])
     """
-    if task not in TASKS:
-        raise ValueError(f"`task` must be one of {TASKS}. Received: {task!r}")
+    check("task", task, task in TASKS, f"one of {TASKS}")
     samples = np.asarray(samples, "float64")
     if samples.ndim < 2 or not len(samples):
         raise ValueError(
