@@ -110,9 +110,6 @@ def compiled_sampler(model, batch):
     return sampler
 
 
-# Checks
-
-
 def check_model(model):
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
@@ -134,12 +131,15 @@ def check_drop_layers(model):
     raise ValueError(message)
 
 
-def check_rates(model):
+def prepare(model, batch):
+    """Build a model; raise if nothing drops, and warn of what is not sampled."""
+    build(model, batch)
     if not active_drop_layers(model):
         raise ValueError(
             f"All drop layers of model {model.name!r} have rate 0: its samples would "
             "all be the same."
         )
+    warn_of_other_dropout(model, stacklevel=4)
 
 
 def stateful_layers(model):
@@ -148,18 +148,15 @@ def stateful_layers(model):
     return [x.name for x in layers if getattr(x, "stateful", False) is True]
 
 
-def warn_of_other_dropout(model):
+def warn_of_other_dropout(model, stacklevel=3):
     """Warn if layers outside kdrop, which are not sampled, drop in training."""
     if names := remaining(model):
         warnings.warn(
             f"These layers of model {model.name!r} stay at inference while it is "
             f"sampled: {', '.join(map(repr, names))}. `kdrop.replace(model)` replaces "
             "the dropout layers of Keras by those of kdrop.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-
-
-# Has a model changed since it was traced?
 
 
 def fingerprint(model):
@@ -198,9 +195,6 @@ class _Identity:
 
     def __eq__(self, other):
         return isinstance(other, _Identity) and self.value is other.value
-
-
-# Compiled functions
 
 
 class TensorFlowGraph:

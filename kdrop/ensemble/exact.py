@@ -6,12 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, tree
 
-from kdrop.ensemble.compiled_sampler import (
-    build,
-    check_model,
-    check_rates,
-    warn_of_other_dropout,
-)
+from kdrop.ensemble.compiled_sampler import check_model, prepare
 from kdrop.ensemble.split import SplitModel, length, rows_of
 from kdrop.ensemble.uncertainty import are_probabilities, two_columns
 from kdrop.keras_internals import call_at_inference
@@ -57,9 +52,7 @@ def subnetworks(model, inputs) -> Subnetworks:
     """
     check_model(model)
     inputs = tree.map_structure(ops.convert_to_tensor, inputs)
-    build(model, inputs)
-    check_rates(model)
-    warn_of_other_dropout(model)
+    prepare(model, inputs)
     split, examples, dropped_calls = SplitModel(model), length(inputs), []
 
     def record_decisions(operation, *args, **kwargs):

@@ -12,9 +12,9 @@ from kdrop.ensemble.compiled_sampler import (
     MEMORY,
     check_drop_layers,
     check_model,
-    check_rates,
     compiled_sampler,
     fingerprint,
+    prepare,
     sample_rows,
     warn_of_other_dropout,
 )
@@ -173,9 +173,8 @@ def sample(
         first += len(examples)
         if len(examples):
             if sampler is None:
+                prepare(model, batch)
                 sampler = compiled_sampler(model, batch)
-                check_rates(model)
-                warn_of_other_dropout(model)
             numbers = np.zeros_like(examples) if consistent else examples
             parts += sampler.sample_batch(batch, seed, passes, numbers, memory)
         bar.update(done)

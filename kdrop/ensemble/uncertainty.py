@@ -82,11 +82,11 @@ def summarise(
     )
 
 
-# With NumPy, or with TensorFlow's module `xp` of the same functions.
-
-
 def measures(samples, task: str, xp: Any = np) -> dict:
-    """The fields of `summarise` that exported models compute as well."""
+    """The fields of `summarise` that exported models compute as well.
+
+    `xp` is NumPy or TensorFlow's module of the same functions.
+    """
     summary = {"mean": xp.mean(samples, axis=0), "std": xp.std(samples, axis=0)}
     if task == "classification":
         classes = two_columns(samples, xp)
