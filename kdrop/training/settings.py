@@ -25,7 +25,7 @@ class Comparison:
     output: Path = setting(Path("saved_models"), "folder of the models")
     name: str | None = setting(
         None,
-        "of the model's folder; of several, what it begins with",
+        "of the model's folder; of several, their prefix",
         "",
         "data set and layer",
     )
