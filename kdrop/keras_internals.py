@@ -86,13 +86,10 @@ def attributes(layer) -> dict:
 def input_structure(model):
     """The inputs of a model's `call`, in the form that `model.export` uses.
 
-    Returns:
-        A structure of tensor specifications; the names of the input layers in their
-        order, empty if the model has no input layers; and whether the structure is a
-        dictionary of several arguments of `call` instead of its first.
-
-    Raises:
-        ValueError: If the model has not been built, or a subclassed one not called.
+    Returns a structure of tensor specifications; the names of the input layers in their
+    order, if the model has such layers; and whether the structure is a dictionary of
+    several arguments of `call` instead of its first. Raises `ValueError` if the model
+    has not been built, or a subclassed one not called.
     """
     graph = model._functional if isinstance(model, keras.Sequential) else model
     if isinstance(graph, Functional):
