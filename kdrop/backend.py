@@ -34,8 +34,7 @@ else:
     from jax.extend.core import get_opaque_trace_state
 
 
-def name() -> str:
-    return keras.backend.backend()
+name = keras.backend.backend
 
 
 def current_trace():

@@ -28,9 +28,7 @@ def is_number(value: Any, kind: type = Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def check_number(
-    name: str, value: Any, fits: Callable[[Any], bool], allowed: str
-) -> float:
+def check_number(name: str, value: Any, fits: Callable, allowed: str) -> float:
     """The value of an argument as a float: a number for which `fits` holds."""
     return float(check(name, value, is_number(value) and fits(value), allowed))
 

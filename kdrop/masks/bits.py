@@ -77,11 +77,9 @@ def row_keys(key, rows):
 def words(key, rows, size, distinct=False):
     """Random 32-bit words under a key of `fold`: uint32 `(n, size)`.
 
-    Args:
-        key: A pair of uint32 tensors, scalars or `(n,)`.
-        rows: uint32 tensor `(n, 2 or more)`: the first two words name a row.
-        size: Positions in a row: an integer or a scalar tensor, less than 2^31.
-        distinct: Whether no word repeats within a row.
+    The first two words of `rows`, uint32 `(n, 2 or more)`, name a row. The `size`, an
+    integer or a scalar tensor, is less than 2^31. If `distinct`, no word repeats within
+    a row.
     """
     first, second = (each[:, None] for each in row_keys(key, rows))
     # XLA has no range of unsigned integers.

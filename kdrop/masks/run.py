@@ -126,12 +126,11 @@ def is_shared(rows):
 
 def draw_key(draw, ids):
     """The key of a draw for row ids; a key for each row if they have seeds."""
-    seed, name_hash, number, _, occurrence = (
-        ops.cast(draw[i], "uint32") for i in range(5)
-    )
+    # Seed, name hash, draw number and occurrence.
+    key = [ops.cast(draw[i], "uint32") for i in (0, 1, 2, 4)]
     if ids.shape[1] == 3:
-        seed = ids[:, 2]
-    return bits.fold(seed, name_hash, number, occurrence)
+        key[0] = ids[:, 2]
+    return bits.fold(*key)
 
 
 def _noise(kernel, draw, ids, size):
