@@ -101,7 +101,7 @@ def _parts(total, limit):
     return np.array_split(np.arange(total, dtype="int32"), math.ceil(total / limit))
 
 
-def compiled_sampler(model, batch):
+def sampler_of(model, batch):
     """The model's `CompiledSampler`, stored with the model until the model changes."""
     build(model, batch)
     sampler = vars(model).get("_kdrop_sampler")
@@ -163,9 +163,10 @@ def fingerprint(model):
     """The parts of a model on which a trace depends; equal while they are unchanged."""
     parts = []
     for layer in keras_internals.layers_of(model):
-        attributes = getattr(layer, "trace_state", lambda: None)()
-        if attributes is None:
-            attributes = keras_internals.attributes(layer)
+        stated = hasattr(layer, "trace_state")
+        attributes = (
+            layer.trace_state() if stated else keras_internals.attributes(layer)
+        )
         # Keras writes some attributes late, as `None`.
         values = {k: _snapshot(v) for k, v in attributes.items() if v is not None}
         parts.append((_Identity(layer), values))

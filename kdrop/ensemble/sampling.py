@@ -8,16 +8,7 @@ import numpy as np
 from keras import ops, tree
 
 from kdrop import backend
-from kdrop.ensemble.compiled_sampler import (
-    MEMORY,
-    check_drop_layers,
-    check_model,
-    compiled_sampler,
-    fingerprint,
-    prepare,
-    sample_rows,
-    warn_of_other_dropout,
-)
+from kdrop.ensemble import compiled_sampler
 from kdrop.ensemble.split import length, rows_of
 from kdrop.errors import check_integer, check_seed
 from kdrop.layers.base import drop_layers
@@ -56,21 +47,21 @@ class Sampler(keras.Model):
 
     def __init__(self, model, seed=None, **kwargs):
         super().__init__(**kwargs)
-        check_model(model)
+        compiled_sampler.check_model(model)
         self.model, self.seed = model, check_seed(seed)
         self._kdrop_warned = False
 
     def call(self, inputs):
         if sampling.get() is not None:  # an outer model is sampled
             return self.model(inputs, training=False)
-        check_drop_layers(self.model)
+        compiled_sampler.check_drop_layers(self.model)
         if not self._kdrop_warned:
             self._kdrop_warned = True
-            warn_of_other_dropout(self.model)
+            compiled_sampler.warn_of_other_dropout(self.model)
         if self.seed is not None and not backend.is_traced():
-            sampler = compiled_sampler(self.model, inputs)
+            sampler = compiled_sampler.sampler_of(self.model, inputs)
             indices = np.arange(length(inputs), dtype="int32")
-            rows = sample_rows([0], indices, self.seed)
+            rows = compiled_sampler.sample_rows([0], indices, self.seed)
             return sampler.suffix(sampler.prefix(inputs), indices, rows)
         rows = None if self.seed is None else _traced_rows(inputs, self.seed)
         with Sampling(drop_layers(self.model), rows):
@@ -97,7 +88,7 @@ class Sampler(keras.Model):
         return super().make_test_function(force)
 
     def _forget_stale_functions(self):
-        current = fingerprint(self.model)
+        current = compiled_sampler.fingerprint(self.model)
         if self.__dict__.get("_kdrop_fingerprint") != current:
             self.__dict__["_kdrop_fingerprint"] = current  # not tracked by Keras
             self.predict_function = self.test_function = None
@@ -123,7 +114,7 @@ def _traced_rows(inputs, seed):
 
 def sample(
     model, inputs, passes=50, batch_size=256, seed=None, consistent=False,
-    memory=MEMORY, verbose=1,
+    memory=compiled_sampler.MEMORY, verbose=1,
 ):  # fmt: skip
     """Draw Monte Carlo samples: each one gives each example a random sub-network.
 
@@ -160,7 +151,7 @@ def sample(
     >>> samples.shape, bool(abs(samples.mean() - 1) < 0.15)
     ((100, 3, 4), True)
     """
-    check_model(model)
+    compiled_sampler.check_model(model)
     counts = {"passes": passes, "batch_size": batch_size, "memory": memory}
     for name, value in counts.items():
         check_integer(name, value, lowest=1)
@@ -173,8 +164,8 @@ def sample(
         first += len(examples)
         if len(examples):
             if sampler is None:
-                prepare(model, batch)
-                sampler = compiled_sampler(model, batch)
+                compiled_sampler.prepare(model, batch)
+                sampler = compiled_sampler.sampler_of(model, batch)
             numbers = np.zeros_like(examples) if consistent else examples
             parts += sampler.sample_batch(batch, seed, passes, numbers, memory)
         bar.update(done)
