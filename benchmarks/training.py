@@ -114,7 +114,6 @@ def seconds_per_step(experiment: Experiment, devices: Devices = ALONE) -> float:
         on_epoch_begin=lambda epoch, logs: starts.append(time.perf_counter()),
     )
     data = load_data(experiment)
-    data = dataclasses.replace(data, test=data.validation)  # empty: nothing to evaluate
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder))
         run = train(experiment, data, checkpoint, callbacks=[clock], devices=devices)

@@ -4,6 +4,7 @@ Every private name of the two is used here alone, so that a new version breaks o
 """
 
 import contextlib
+import functools
 import os
 import sys
 
@@ -33,9 +34,7 @@ else:
     from jax.extend.core import get_opaque_trace_state
 
 
-def name() -> str:
-    """The backend that Keras runs on."""
-    return keras.backend.backend()
+name = keras.backend.backend
 
 
 def current_trace():
@@ -149,20 +148,19 @@ class CallCounter:
     def next(self, caller):
         """int64 scalar: the number of earlier calls with this integer."""
         key, zero = tf.constant([caller], tf.int64), tf.constant(0, tf.int64)
-        count = tf.raw_ops.LookupTableFindV2(
-            table_handle=self._table, keys=key, default_value=zero
-        )
-        tf.raw_ops.LookupTableInsertV2(
-            table_handle=self._table, keys=key, values=count + 1
-        )
+        entry = {"table_handle": self._table, "keys": key}
+        count = tf.raw_ops.LookupTableFindV2(**entry, default_value=zero)
+        tf.raw_ops.LookupTableInsertV2(**entry, values=count + 1)
         return count[0]
 
 
-def compiled(function, xla=True):
-    """A function that is compiled for each signature of its arguments.
+@functools.cache
+def compiled(function, signature, *static, xla=True):
+    """The function after `static`, compiled once for each hashable signature.
 
     Without XLA, TensorFlow traces it once, then again with unknown sizes if they vary.
     """
+    function = functools.partial(function, *static)
     if name() == "jax":
         return jax.jit(function)
     options = {"jit_compile": True} if xla else {"reduce_retracing": True}
@@ -194,8 +192,6 @@ def on_matrix(function, inputs):
 
 def checked(tensor, conditions, message):
     """The tensor, if these boolean scalars hold at run time; else it raises."""
-    if not conditions:
-        return tensor
     checks = [tf.debugging.Assert(each, [message]) for each in conditions]
     with tf.control_dependencies(checks):
         return tf.identity(tensor)

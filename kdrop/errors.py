@@ -28,9 +28,7 @@ def is_number(value: Any, kind: type = Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def check_number(
-    name: str, value: Any, fits: Callable[[Any], bool], allowed: str
-) -> float:
+def check_number(name: str, value: Any, fits: Callable, allowed: str) -> float:
     """The value of an argument as a float: a number for which `fits` holds."""
     return float(check(name, value, is_number(value) and fits(value), allowed))
 
@@ -73,9 +71,8 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
         return
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    hint = f"take {', '.join(choices)}."
-    if near:
-        hint = f"did you mean {by_lower[near[0]]}?"
+    all_choices = f"take {', '.join(choices)}."
+    hint = f"did you mean {by_lower[near[0]]}?" if near else all_choices
     raise UserError(f"There is no {kind} {name!r}: {hint}")
 
 

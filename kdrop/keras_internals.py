@@ -4,7 +4,7 @@ import importlib
 
 import keras
 from keras import tree
-from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend import get_keras_mask, set_keras_mask, standardize_data_format
 from keras.src.backend.common import global_state
 from keras.src.export.export_utils import _infer_input_signature_from_model
 from keras.src.models.functional import Functional
@@ -24,6 +24,10 @@ _PLACE_ATTRIBUTES = "build quantize _inbound_nodes _outbound_nodes _remat_mode".
 
 # The mask that Keras stores with a tensor.
 get_mask, set_mask = get_keras_mask, set_keras_mask
+
+# Keras's checks of two arguments.
+check_data_format = standardize_data_format
+check_noise_shape = keras.layers.Dropout(0, name="any")._validate_noise_shape
 
 
 def call_context():
@@ -82,13 +86,10 @@ def attributes(layer) -> dict:
 def input_structure(model):
     """The inputs of a model's `call`, in the form that `model.export` uses.
 
-    Returns:
-        A structure of tensor specifications; the names of the input layers in their
-        order, empty if the model has no input layers; and whether the structure is a
-        dictionary of several arguments of `call` instead of its first.
-
-    Raises:
-        ValueError: If the model has not been built, or a subclassed one not called.
+    Returns a structure of tensor specifications; the names of the input layers in their
+    order, if the model has such layers; and whether the structure is a dictionary of
+    several arguments of `call` instead of its first. Raises `ValueError` if the model
+    has not been built, or a subclassed one not called.
     """
     graph = model._functional if isinstance(model, keras.Sequential) else model
     if isinstance(graph, Functional):

@@ -45,7 +45,8 @@ import zlib
 import numpy as np
 from keras import ops
 
-from kdrop.masks import bits, run
+from kdrop import backend
+from kdrop.masks import bits
 
 AXES = ("seeds", "names", "rows", "draws")
 NAME_HASH = zlib.crc32(b"drop_1")
@@ -78,14 +79,14 @@ def words(seed=0, name_hash=0, draw=0, row=(0, 0), size=4096):
     n = max(np.size(seed), np.size(name_hash), np.size(draw), np.size(row) // 2)
     key = (u32(np.broadcast_to(k, n)) for k in (seed, name_hash, draw))
     rows = u32(np.broadcast_to(row, (n, 2)))
-    return ops.convert_to_numpy(run.compiled(_short, None, size)(*key, rows))
+    return ops.convert_to_numpy(backend.compiled(_short, None, size)(*key, rows))
 
 
 def part(start, size, seed=0, name_hash=0, draw=0, row=(0, 0)):
     """Words `start` to `start + size` of one long draw: uint32 array `(size,)`."""
     key = (u32(k) for k in (seed, name_hash, draw))
     start = ops.convert_to_tensor(start, "int32")
-    compiled = run.compiled(_part, None, size)
+    compiled = backend.compiled(_part, None, size)
     return ops.convert_to_numpy(compiled(*key, u32([row]), start))
 
 

@@ -104,12 +104,7 @@ class Vote(NamedTuple):
 
 
 def vote(
-    model: keras.Model,
-    inputs,
-    scaled: np.ndarray,
-    passes: int,
-    seed: int,
-    verbose: int = 0,
+    model: keras.Model, inputs, scaled: np.ndarray, passes: int, seed: int, verbose=0
 ) -> Vote | None:
     """Predict with `kdrop.sample`, beside the model's outputs `scaled` at inference.
 

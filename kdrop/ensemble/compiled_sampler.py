@@ -69,9 +69,7 @@ class CompiledSampler:
     def sample_batch(self, batch, seed, samples, examples, memory):
         """Yield arrays `(samples, part of the examples, ...)` for a batch.
 
-        Args:
-            samples: Number of samples.
-            examples: uint32 array of the examples' numbers in the masks' rows.
+        `examples` are the numbers of its examples in the masks' rows, as uint32.
         """
         prefix_outputs = self.prefix(batch)
         max_rows = self.max_rows(prefix_outputs, memory)
@@ -103,16 +101,13 @@ def _parts(total, limit):
     return np.array_split(np.arange(total, dtype="int32"), math.ceil(total / limit))
 
 
-def compiled_sampler(model, batch):
+def sampler_of(model, batch):
     """The model's `CompiledSampler`, stored with the model until the model changes."""
     build(model, batch)
     sampler = vars(model).get("_kdrop_sampler")
     if sampler is None or sampler.fingerprint != fingerprint(model):
         sampler = vars(model)["_kdrop_sampler"] = CompiledSampler(model, batch)
     return sampler
-
-
-# Checks
 
 
 def check_model(model):
@@ -136,12 +131,15 @@ def check_drop_layers(model):
     raise ValueError(message)
 
 
-def check_rates(model):
+def prepare(model, batch):
+    """Build a model; raise if nothing drops, and warn of what is not sampled."""
+    build(model, batch)
     if not active_drop_layers(model):
         raise ValueError(
             f"All drop layers of model {model.name!r} have rate 0: its samples would "
             "all be the same."
         )
+    warn_of_other_dropout(model, stacklevel=4)
 
 
 def stateful_layers(model):
@@ -150,27 +148,25 @@ def stateful_layers(model):
     return [x.name for x in layers if getattr(x, "stateful", False) is True]
 
 
-def warn_of_other_dropout(model):
+def warn_of_other_dropout(model, stacklevel=3):
     """Warn if layers outside kdrop, which are not sampled, drop in training."""
     if names := remaining(model):
         warnings.warn(
             f"These layers of model {model.name!r} stay at inference while it is "
             f"sampled: {', '.join(map(repr, names))}. `kdrop.replace(model)` replaces "
             "the dropout layers of Keras by those of kdrop.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-
-
-# Has a model changed since it was traced?
 
 
 def fingerprint(model):
     """The parts of a model on which a trace depends; equal while they are unchanged."""
     parts = []
     for layer in keras_internals.layers_of(model):
-        attributes = getattr(layer, "trace_state", lambda: None)()
-        if attributes is None:
-            attributes = keras_internals.attributes(layer)
+        stated = hasattr(layer, "trace_state")
+        attributes = (
+            layer.trace_state() if stated else keras_internals.attributes(layer)
+        )
         # Keras writes some attributes late, as `None`.
         values = {k: _snapshot(v) for k, v in attributes.items() if v is not None}
         parts.append((_Identity(layer), values))
@@ -200,9 +196,6 @@ class _Identity:
 
     def __eq__(self, other):
         return isinstance(other, _Identity) and self.value is other.value
-
-
-# Compiled functions
 
 
 class TensorFlowGraph:

@@ -6,17 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, tree
 
-from kdrop.ensemble.compiled_sampler import (
-    build,
-    check_model,
-    check_rates,
-    warn_of_other_dropout,
-)
+from kdrop.ensemble.compiled_sampler import check_model, prepare
 from kdrop.ensemble.split import SplitModel, length, rows_of
 from kdrop.ensemble.uncertainty import are_probabilities, two_columns
 from kdrop.keras_internals import call_at_inference
 from kdrop.layers.base import active_drop_layers
-from kdrop.masks import kernels
+from kdrop.masks import kernels, run
 
 MAX_DECISIONS = 20
 
@@ -31,7 +26,7 @@ class Subnetworks(NamedTuple):
     difference: float  #: largest distance of weight scaling from the arithmetic mean
 
 
-def subnetworks(model, inputs):
+def subnetworks(model, inputs) -> Subnetworks:
     """Compute the exact ensemble of all sub-networks, weighted by their probability.
 
     For a linear network weight scaling is their arithmetic mean, for softmax regression
@@ -41,9 +36,6 @@ def subnetworks(model, inputs):
         model: A Sequential or Functional `keras.Model` with one output, whose drop
             layers of kdrop make at most 20 keep-or-drop decisions for an example.
         inputs: An array or, as the model takes them, a list or dictionary of arrays.
-
-    Returns:
-        `Subnetworks`, a named tuple.
 
     Raises:
         ValueError: If there are no decisions or too many, or a drop layer does
@@ -60,9 +52,7 @@ def subnetworks(model, inputs):
     """
     check_model(model)
     inputs = tree.map_structure(ops.convert_to_tensor, inputs)
-    build(model, inputs)
-    check_rates(model)
-    warn_of_other_dropout(model)
+    prepare(model, inputs)
     split, examples, dropped_calls = SplitModel(model), length(inputs), []
 
     def record_decisions(operation, *args, **kwargs):
@@ -119,9 +109,7 @@ def _decision_shape(layer, inputs, *args, **kwargs):
             f"Sub-networks can be counted where layers drop or keep single units, and "
             f"in the graph of a Sequential or Functional model. Received: {layer}"
         )
-    shape = layer.noise_shape or (None,) * len(inputs.shape)
-    shape = (1,) * (len(inputs.shape) - len(shape)) + shape
-    return [n or size for n, size in zip(shape, inputs.shape, strict=True)][1:]
+    return run.broadcast_sizes(layer.noise_shape, inputs.shape)[1:]
 
 
 def _call_with_masks(dropped_calls, masks):

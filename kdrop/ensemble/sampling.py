@@ -1,22 +1,14 @@
 """Monte Carlo dropout: stochastic predictions of a network with drop layers."""
 
 import random
+from reprlib import repr as shortened
 
 import keras
 import numpy as np
 from keras import ops, tree
 
 from kdrop import backend
-from kdrop.ensemble.compiled_sampler import (
-    MEMORY,
-    check_drop_layers,
-    check_model,
-    check_rates,
-    compiled_sampler,
-    fingerprint,
-    sample_rows,
-    warn_of_other_dropout,
-)
+from kdrop.ensemble import compiled_sampler
 from kdrop.ensemble.split import length, rows_of
 from kdrop.errors import check_integer, check_seed
 from kdrop.layers.base import drop_layers
@@ -55,21 +47,21 @@ class Sampler(keras.Model):
 
     def __init__(self, model, seed=None, **kwargs):
         super().__init__(**kwargs)
-        check_model(model)
+        compiled_sampler.check_model(model)
         self.model, self.seed = model, check_seed(seed)
         self._kdrop_warned = False
 
     def call(self, inputs):
         if sampling.get() is not None:  # an outer model is sampled
             return self.model(inputs, training=False)
-        check_drop_layers(self.model)
+        compiled_sampler.check_drop_layers(self.model)
         if not self._kdrop_warned:
             self._kdrop_warned = True
-            warn_of_other_dropout(self.model)
+            compiled_sampler.warn_of_other_dropout(self.model)
         if self.seed is not None and not backend.is_traced():
-            sampler = compiled_sampler(self.model, inputs)
+            sampler = compiled_sampler.sampler_of(self.model, inputs)
             indices = np.arange(length(inputs), dtype="int32")
-            rows = sample_rows([0], indices, self.seed)
+            rows = compiled_sampler.sample_rows([0], indices, self.seed)
             return sampler.suffix(sampler.prefix(inputs), indices, rows)
         rows = None if self.seed is None else _traced_rows(inputs, self.seed)
         with Sampling(drop_layers(self.model), rows):
@@ -96,7 +88,7 @@ class Sampler(keras.Model):
         return super().make_test_function(force)
 
     def _forget_stale_functions(self):
-        current = fingerprint(self.model)
+        current = compiled_sampler.fingerprint(self.model)
         if self.__dict__.get("_kdrop_fingerprint") != current:
             self.__dict__["_kdrop_fingerprint"] = current  # not tracked by Keras
             self.predict_function = self.test_function = None
@@ -122,7 +114,7 @@ def _traced_rows(inputs, seed):
 
 def sample(
     model, inputs, passes=50, batch_size=256, seed=None, consistent=False,
-    memory=MEMORY, verbose=1,
+    memory=compiled_sampler.MEMORY, verbose=1,
 ):  # fmt: skip
     """Draw Monte Carlo samples: each one gives each example a random sub-network.
 
@@ -159,7 +151,7 @@ def sample(
     >>> samples.shape, bool(abs(samples.mean() - 1) < 0.15)
     ((100, 3, 4), True)
     """
-    check_model(model)
+    compiled_sampler.check_model(model)
     counts = {"passes": passes, "batch_size": batch_size, "memory": memory}
     for name, value in counts.items():
         check_integer(name, value, lowest=1)
@@ -172,9 +164,8 @@ def sample(
         first += len(examples)
         if len(examples):
             if sampler is None:
-                sampler = compiled_sampler(model, batch)
-                check_rates(model)
-                warn_of_other_dropout(model)
+                compiled_sampler.prepare(model, batch)
+                sampler = compiled_sampler.sampler_of(model, batch)
             numbers = np.zeros_like(examples) if consistent else examples
             parts += sampler.sample_batch(batch, seed, passes, numbers, memory)
         bar.update(done)
@@ -194,13 +185,10 @@ def _batches(inputs, size):
     arrays = tree.flatten(inputs)
     lengths = {len(x) if len(getattr(x, "shape", ())) else -1 for x in arrays}
     if len(lengths) != 1 or -1 in lengths:
+        received = [f"{type(x).__name__}{getattr(x, 'shape', '')}" for x in arrays]
         raise ValueError(
             "`inputs` must be an array of examples, a list or dictionary of arrays of "
-            "as many examples, or a `tf.data.Dataset`. Received: "
-            + ", ".join(
-                f"{type(x).__name__}{getattr(x, 'shape', '')}" for x in arrays[:5]
-            )
-            + ", ..." * (len(arrays) > 5)
+            f"as many examples, or a `tf.data.Dataset`. Received: {shortened(received)}"
         )
     starts = range(0, lengths.pop(), size)
     return (rows_of(inputs, slice(s, s + size)) for s in starts), len(starts)

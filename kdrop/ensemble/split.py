@@ -64,8 +64,7 @@ class SplitModel:
     def suffix(self, prefix_outputs, call=call_at_inference):
         """Compute the model's outputs from rows of what `prefix` returned.
 
-        Args:
-            call: Function `call(operation, *args, **kwargs)` that calls an operation.
+        `call(operation, *args, **kwargs)` calls an operation.
         """
         if self._graph is None:
             return call(self._model, prefix_outputs)
@@ -81,9 +80,8 @@ class SplitModel:
     def sample(self, prefix_outputs, indices, rows):
         """Compute the model's outputs for n sub-networks.
 
-        Args:
-            indices: Integers `(n,)`: the row of `prefix_outputs` for each of them.
-            rows: uint32 `(n, 3)`: the sample, example and seed that give its masks.
+        `indices` has the row of `prefix_outputs` for each of them, and `rows`, uint32
+        `(n, 3)`, the sample, example and seed that give its masks.
         """
         if self._one_by_one:
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdrop.errors import check
+
 TASKS = ("classification", "regression")
 
 
@@ -38,15 +40,13 @@ def summarise(
 ) -> Classification | Regression:
     """Compute the mean prediction of Monte Carlo samples and its uncertainty.
 
+    The standard deviation is that of these samples, without Bessel's correction.
+
     Args:
         samples: Array `(samples, examples, ...)` from `kdrop.sample`; for a
             classification probabilities, with the classes in the last dimension.
         task: `"classification"` or `"regression"`.
         quantiles: For a regression, the fractions of samples below each quantile.
-
-    Returns:
-        `Classification` or `Regression`, a named tuple. The standard deviation is that
-        of these samples, without Bessel's correction.
 
     Raises:
         ValueError: If the task is unknown, the samples have fewer than two dimensions,
@@ -62,8 +62,7 @@ def summarise(
     >>> summary.entropy.round(3).tolist(), summary.mutual_information.round(3).tolist()
     ([0.562], [0.216])
     """
-    if task not in TASKS:
-        raise ValueError(f"`task` must be one of {TASKS}. Received: {task!r}")
+    check("task", task, task in TASKS, f"one of {TASKS}")
     samples = np.asarray(samples, "float64")
     if samples.ndim < 2 or not len(samples):
         raise ValueError(
@@ -83,11 +82,11 @@ def summarise(
     )
 
 
-# With NumPy, or with TensorFlow's module `xp` of the same functions.
-
-
 def measures(samples, task: str, xp: Any = np) -> dict:
-    """The fields of `summarise` that exported models compute as well."""
+    """The fields of `summarise` that exported models compute as well.
+
+    `xp` is NumPy or TensorFlow's module of the same functions.
+    """
     summary = {"mean": xp.mean(samples, axis=0), "std": xp.std(samples, axis=0)}
     if task == "classification":
         classes = two_columns(samples, xp)

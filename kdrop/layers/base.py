@@ -19,7 +19,6 @@ class Noise(keras.Layer):
 
     A subclass defines `drop(inputs, draw, rows)`, its output in training, and, where
     that is not the inputs themselves, `infer(inputs)`, its output at inference.
-
     `threshold` is the integer that stands for the rate in each draw.
     """
 
@@ -86,7 +85,6 @@ class Noise(keras.Layer):
         return self.infer(inputs)
 
     def infer(self, inputs):
-        """The output at inference."""
         return inputs
 
     def shares_batch(self, inputs):
@@ -169,7 +167,6 @@ class Drop(Noise):
         return self.rate > 0
 
     def threshold(self, rate):
-        """The integer that stands for a rate in each draw."""
         return kernels.threshold(rate)
 
     def get_config(self):

@@ -53,13 +53,8 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
     @classmethod
     def at_place(cls, rate, examples=1, seed=None, name=None, **arguments):
         # The weights that section 3 of the paper derives.
-        return cls(
-            keras.layers.Dense(**arguments),
-            weight_decay=1e-4 / examples,
-            entropy_weight=1 / examples,
-            seed=seed,
-            name=name,
-        )
+        weights = {"weight_decay": 1e-4 / examples, "entropy_weight": 1 / examples}
+        return cls(keras.layers.Dense(**arguments), seed=seed, name=name, **weights)
 
     def __init__(
         self, layer, weight_decay, entropy_weight, temperature=0.1, seed=None, **kwargs

@@ -81,7 +81,6 @@ class Draws(keras.Layer):
             self.set_value(index, value)
 
     def trace_state(self):
-        """The values that a trace depends on."""
         return {"name_hash": self.name_hash}
 
     def values(self):

@@ -2,18 +2,11 @@
 
 import keras
 
-from kdrop.errors import check, check_integer
+from kdrop import keras_internals
+from kdrop.errors import check_integer
 from kdrop.layers.base import Drop
 from kdrop.layers.units import InvertedDropout, VanillaDropout
 from kdrop.masks import kernels, run
-
-
-def _check_data_format(data_format):
-    if data_format is None:
-        return keras.config.image_data_format()
-    formats = ("channels_last", "channels_first")
-    allowed = "'channels_last', 'channels_first' or None"
-    return check("data_format", data_format, data_format in formats, allowed)
 
 
 def _after_batch(data_format, channels, *over_map):
@@ -29,7 +22,7 @@ class SpatialDropout(InvertedDropout):
     config_arguments = ("data_format",)
 
     def __init__(self, rate, data_format=None, seed=None, **kwargs):
-        self.data_format = _check_data_format(data_format)
+        self.data_format = keras_internals.check_data_format(data_format)
         shared = _after_batch(self.data_format, None, *(1,) * self.dimensions)
         super().__init__(rate, noise_shape=(None, *shared), seed=seed, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=self.dimensions + 2)
@@ -59,8 +52,7 @@ class SpatialDropout2D(SpatialDropout):
     """Drop whole feature maps: all positions of a channel share one decision.
 
     Args:
-        data_format: `"channels_last"`, `"channels_first"` or, for Keras's default,
-            `None`.
+        data_format: `"channels_last"` or `"channels_first"`; Keras's default if `None`.
 
     Other arguments, scaling and errors as in `InvertedDropout`, without `noise_shape`.
     Input and output shape: `(batch, height, width, channels)` or
@@ -103,7 +95,7 @@ class DropBlock(Drop):
 
     def __init__(self, rate, block_size, data_format=None, seed=None, **kwargs):
         self.block_size = check_integer("block_size", block_size, 1)
-        self.data_format = _check_data_format(data_format)
+        self.data_format = keras_internals.check_data_format(data_format)
         super().__init__(rate, seed=seed, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=self.dimensions + 2)
 

@@ -23,11 +23,8 @@ class Sampling:
     """A context in which a model's drop layers drop at inference.
 
     At its end it raises if no layer with a rate above 0 was called, and warns if only
-    some were.
-
-    Args:
-        rows: uint32 tensor `(batch, 3)`: sample, example and seed of each row. Without
-            it the layers draw from their own seeds and draw counts.
+    some were. `rows`, a uint32 tensor `(batch, 3)`, has the sample, example and seed of
+    each row. Without it the layers draw from their own seeds and draw counts.
     """
 
     # Traces for the layers' own seeds can be reused; those that capture rows cannot.
@@ -76,7 +73,6 @@ class Sampling:
             warnings.warn(message, stacklevel=3)
 
     def samples(self, layer):
-        """Whether a layer drops."""
         return True
 
     def record_call(self, draws):

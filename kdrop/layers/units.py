@@ -1,33 +1,11 @@
 """Layers that drop single units, or multiply them by noise."""
 
-from numbers import Integral
-
 import keras
 from keras import ops
 
-from kdrop.errors import is_number
+from kdrop import keras_internals
 from kdrop.layers.base import Drop
 from kdrop.masks import kernels, run
-
-
-def check_noise_shape(noise_shape):
-    """Return the noise shape as a tuple of positive integers and `None`, or `None`."""
-    if noise_shape is None:
-        return None
-    if isinstance(noise_shape, str) or not hasattr(noise_shape, "__iter__"):
-        expected = "a tuple or list of integers"
-    else:
-        noise_shape = tuple(noise_shape)
-        sizes = [size for size in noise_shape if size is not None]
-        if all(is_number(size, Integral) and size > 0 for size in sizes):
-            return tuple(None if size is None else int(size) for size in noise_shape)
-        expected = "all dimensions to be positive integers or None"
-        if not all(is_number(size, Integral) for size in sizes):
-            expected = "all elements to be integers or None"
-    raise ValueError(
-        "Invalid value received for argument `noise_shape`. "
-        f"Expected {expected}. Received: noise_shape={noise_shape!r}"
-    )
 
 
 class UnitNoise(Drop):
@@ -37,7 +15,7 @@ class UnitNoise(Drop):
 
     def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
         super().__init__(rate, seed=seed, **kwargs)
-        self.noise_shape = check_noise_shape(noise_shape)
+        self.noise_shape = keras_internals.check_noise_shape(noise_shape)
 
     def check(self, inputs):
         super().check(inputs)

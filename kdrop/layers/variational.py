@@ -94,9 +94,8 @@ class VariationalDropout(Noise, keras.layers.Dense):
         dtype = kernels.wide(means.dtype)
         alpha = ops.cast(ops.exp(self.log_alpha), dtype)
         kernel = ops.cast(self.kernel, dtype)
-        variances = ops.matmul(
-            ops.square(ops.cast(inputs, dtype)), alpha * ops.square(kernel)
-        )
+        squares = ops.square(ops.cast(inputs, dtype))
+        variances = ops.matmul(squares, alpha * ops.square(kernel))
         noise = ops.stop_gradient(run.apply(kernels.NORMAL_NOISE, means, draw, rows))
         # The root has no gradient at 0, where there is no noise either.
         noisy = variances > 0

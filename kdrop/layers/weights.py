@@ -1,6 +1,6 @@
 """Layers that drop connections: single weights instead of units."""
 
-from typing import NamedTuple
+import functools
 
 import keras
 from keras import ops
@@ -10,21 +10,19 @@ from kdrop.layers.base import Drop, dense_unless_matrix, refuse_quantization
 from kdrop.masks import connections, kernels, run
 
 
-class _Convolution(NamedTuple):
-    """A convolution as a hashable function of inputs and filters."""
+@functools.cache
+def _convolution(strides, padding, data_format, dilation):
+    """The convolution of inputs with filters; the same function for equal settings."""
 
-    strides: tuple
-    padding: str
-    data_format: str
-    dilation_rate: tuple
+    def last(inputs, kernel):
+        return ops.conv(inputs, kernel, strides, padding, "channels_last", dilation)
 
-    def __call__(self, inputs, kernel):
-        settings = {**self._asdict(), "data_format": "channels_last"}
-        if self.data_format == "channels_last":
-            return ops.conv(inputs, kernel, **settings)
+    def first(inputs, kernel):
         # Inside a loop, TensorFlow has no gradient for channels first on a CPU.
-        outputs = ops.conv(ops.transpose(inputs, (0, 2, 3, 1)), kernel, **settings)
+        outputs = last(ops.transpose(inputs, (0, 2, 3, 1)), kernel)
         return ops.transpose(outputs, (0, 3, 1, 2))
+
+    return last if data_format == "channels_last" else first
 
 
 class Connections(Drop):
@@ -150,4 +148,4 @@ class DropConnectConv2D(keras.layers.Conv2D, Connections):
     @property
     def product(self):
         settings = self.strides, self.padding, self.data_format, self.dilation_rate
-        return _Convolution(*settings)
+        return _convolution(*settings)

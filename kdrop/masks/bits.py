@@ -5,8 +5,6 @@ the row, and an element's word is a hash of its position under those two. All of
 32-bit arithmetic, so eager mode, graphs, XLA and both backends compute the same bits.
 """
 
-import functools
-
 import numpy as np
 from keras import ops
 
@@ -34,12 +32,7 @@ def threefry(key, counter):
     # in each kernel: a layer's first step takes a third less time.
     arguments = *key, *counter
     signature = tuple(tuple(x.shape) for x in arguments)
-    return _compiled_threefry(signature)(*arguments)
-
-
-@functools.cache
-def _compiled_threefry(signature):
-    return backend.compiled(_threefry, xla=False)
+    return backend.compiled(_threefry, signature, xla=False)(*arguments)
 
 
 def _threefry(*arguments):
@@ -84,11 +77,9 @@ def row_keys(key, rows):
 def words(key, rows, size, distinct=False):
     """Random 32-bit words under a key of `fold`: uint32 `(n, size)`.
 
-    Args:
-        key: A pair of uint32 tensors, scalars or `(n,)`.
-        rows: uint32 tensor `(n, 2 or more)`: the first two words name a row.
-        size: Positions in a row: an integer or a scalar tensor, less than 2^31.
-        distinct: Whether no word repeats within a row.
+    The first two words of `rows`, uint32 `(n, 2 or more)`, name a row. The `size`, an
+    integer or a scalar tensor, is less than 2^31. If `distinct`, no word repeats within
+    a row.
     """
     first, second = (each[:, None] for each in row_keys(key, rows))
     # XLA has no range of unsigned integers.

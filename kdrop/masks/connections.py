@@ -61,7 +61,8 @@ def _summed(result, names, first, second, draw, rows):
     if run.exporting.get():
         return _sum(result, names, first, second, draw, rows)
     signature = first.dtype, *first.shape, *second.shape, *rows.shape
-    return run.compiled(_sum, signature, result, names)(first, second, draw, rows)
+    call = backend.compiled(_sum, signature, result, names)
+    return call(first, second, draw, rows)
 
 
 def _sum(result, names, first, second, draw, rows):
@@ -117,7 +118,7 @@ def _one_by_one(product, result, names, first, second, draw, rows, inputs, weigh
     # In a graph TensorFlow runs several examples in parallel.
     signature = inputs.dtype, inputs.shape.rank, weights.shape, tuple(rows.shape[1:])
     static = product, result, names
-    return run.compiled(_loop, signature, *static, xla=False)(*tensors)
+    return backend.compiled(_loop, signature, *static, xla=False)(*tensors)
 
 
 def _loop(product, result, names, first, second, draw, rows, inputs, weights):

@@ -54,7 +54,8 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
         return _differentiable(kernel, noise_shape, inputs, draw, rows)
     # Each form of rows has a function, so that retracing relaxes only their number.
     signature = inputs.dtype, inputs.shape.rank, tuple(rows.shape[1:])
-    call = compiled(_differentiable, signature, kernel, noise_shape, xla=False)
+    static = kernel, noise_shape
+    call = backend.compiled(_differentiable, signature, *static, xla=False)
     return call(inputs, draw, rows)
 
 
@@ -96,13 +97,8 @@ def _run(kernel, noise_shape, inputs, draw, rows):
         return _fused(kernel, noise_shape, inputs, draw, rows, _padded_noise)
     # A function for each shape: TensorFlow warns of one that is often retraced.
     signature = inputs.dtype, *inputs.shape
-    return compiled(_fused, signature, kernel, noise_shape)(inputs, draw, rows)
-
-
-@functools.cache
-def compiled(function, signature, *static, xla=True):
-    """The function after `static`, compiled once for each hashable signature."""
-    return backend.compiled(functools.partial(function, *static), xla)
+    call = backend.compiled(_fused, signature, kernel, noise_shape)
+    return call(inputs, draw, rows)
 
 
 def broadcast_sizes(noise_shape, shape):
@@ -130,12 +126,11 @@ def is_shared(rows):
 
 def draw_key(draw, ids):
     """The key of a draw for row ids; a key for each row if they have seeds."""
-    seed, name_hash, number, _, occurrence = (
-        ops.cast(draw[i], "uint32") for i in range(5)
-    )
+    # Seed, name hash, draw number and occurrence.
+    key = [ops.cast(draw[i], "uint32") for i in (0, 1, 2, 4)]
     if ids.shape[1] == 3:
-        seed = ids[:, 2]
-    return bits.fold(seed, name_hash, number, occurrence)
+        key[0] = ids[:, 2]
+    return bits.fold(*key)
 
 
 def _noise(kernel, draw, ids, size):
@@ -155,7 +150,7 @@ def _noise_like(kernel, draw, ids, like):
 def _padded_noise(kernel, draw, ids, size):
     """Noise that is compiled for sizes that are powers of four."""
     padding = ops.zeros((_next_power_of_four(size),), "bool")
-    return compiled(_noise_like, None, kernel)(draw, ids, padding)[:, :size]
+    return backend.compiled(_noise_like, None, kernel)(draw, ids, padding)[:, :size]
 
 
 def _next_power_of_four(size):

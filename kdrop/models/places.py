@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from kdrop.errors import check
 from kdrop.layers.units import InvertedDropout
 from kdrop.models.losses import NormPenalty
 
@@ -50,8 +51,7 @@ class Network:
         self.rates = {"input": self.input_rate, **dict(enumerate(rates, start=1))}
         for name in ("l1", "l2", "max_norm", "norm_penalty"):
             value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be 0 or more. Received: {value}")
+            check(name, value, value >= 0, "0 or more")
         # A partial of a layer class has the place of the class.
         layer = getattr(self.dropout, "func", self.dropout)
         self.kind = getattr(layer, "place", "units")

@@ -28,11 +28,8 @@ def _positive(text: str) -> int:
 
 @one_sentence("kdrop.serving", "serve")
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "kdrop.serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser("kdrop.serving", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="folder of one or several models")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument(

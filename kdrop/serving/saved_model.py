@@ -42,7 +42,8 @@ def export(
 
     The signature `serve` (also `serving_default`) returns the outputs at inference.
     A model with drop layers of kdrop also has `sample`, which summarises Monte Carlo
-    samples, and `sample_seeded`, which takes an int64 seed for each row.
+    samples, and `sample_seeded`, which takes an int64 seed for each row. Returns the
+    path of the new version.
 
     Args:
         model: A Keras model that has been built, and called if it is subclassed. A
@@ -59,9 +60,6 @@ def export(
         task: `"classification"` or `"regression"`, as in `kdrop.summarise`, or a
             mapping from the name of each output to its task. Outputs that are not
             numbers for each row are not sampled.
-
-    Returns:
-        The path of the new version.
 
     Raises:
         UserError: If the folder has another name or cannot be written, or the model

@@ -100,9 +100,7 @@ class ServedFolder(ModelRepository):
                 self._report(self.folder, error)
 
     def unload(self, name: str) -> None:
-        raise InvalidInput(
-            f"{name} cannot be unloaded: all models in the served folder are loaded"
-        )
+        raise InvalidInput(f"{name} cannot be unloaded: delete its folder instead")
 
 
 def _is_gone(folder: Path, root: Path) -> bool:

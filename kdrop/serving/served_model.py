@@ -147,10 +147,7 @@ class ServedModel(Model):
 
     def _run(self, signature, inputs: Mapping[str, object], max_values: int):
         """The outputs by name, from arrays or JSON values by name."""
-        arrays = {
-            name: _to_array(name, spec, inputs[name])
-            for name, spec in _inputs(signature).items()
-        }
+        arrays = {k: _to_array(k, x, inputs[k]) for k, x in _inputs(signature).items()}
         if len({array.shape[:1] for array in arrays.values()}) > 1:
             rows = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
             raise InvalidInput(f"the inputs differ in their number of rows: {rows}")

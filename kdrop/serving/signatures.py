@@ -14,12 +14,7 @@ import tensorflow as tf
 from keras import tree
 
 from kdrop import backend, keras_internals
-from kdrop.ensemble.compiled_sampler import (
-    MEMORY,
-    CompiledSampler,
-    stateful_layers,
-    warn_of_other_dropout,
-)
+from kdrop.ensemble import compiled_sampler
 from kdrop.ensemble.sampling import Sampler
 from kdrop.ensemble.split import SplitModel
 from kdrop.ensemble.uncertainty import measures
@@ -46,9 +41,9 @@ def write_saved_model(model, path: Path, passes: int, task) -> None:
     serve = archive.add_endpoint("serve", tracing()(interface.serve), specification)
     signatures = {"serving_default": serve}
     outputs = serve.get_concrete_function().structured_outputs
-    sampled = active_drop_layers(model) and not stateful_layers(model)
+    sampled = active_drop_layers(model) and not compiled_sampler.stateful_layers(model)
     if tasks := interface.tasks(outputs, task) if sampled else {}:
-        warn_of_other_dropout(model)
+        compiled_sampler.warn_of_other_dropout(model)
         seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
         archive.add_endpoint("sample_seeded", seeded)
 
@@ -84,8 +79,9 @@ def _split(interface):
         return SplitModel(interface.call), 1
     example = interface.pack(interface.zeros())
     try:
-        sampler = CompiledSampler(interface.call, example)
-        return sampler.split, sampler.max_rows(sampler.prefix(example), MEMORY)
+        sampler = compiled_sampler.CompiledSampler(interface.call, example)
+        outputs = sampler.prefix(example)
+        return sampler.split, sampler.max_rows(outputs, compiled_sampler.MEMORY)
     except (ValueError, tf.errors.OpError):
         # Size 1 in place of unknown sizes may be too small for the model.
         return SplitModel(interface.call, one_by_one=True), 1

@@ -105,10 +105,8 @@ def add_version(folder: Path, write: Callable[[Path], None]) -> Path:
     """Add the next version to a model's folder, complete or not at all.
 
     `write` fills a temporary folder. It is renamed to the next version, or deleted if
-    `write` fails. Versions that exist are never changed.
-
-    Raises:
-        UserError: If the folder's name is no name of a model, or it cannot be written.
+    `write` fails. Versions that exist are never changed. Raises `UserError` if the
+    folder's name is no name of a model, or it cannot be written.
     """
     check_model_name(folder.name)
     check_writable(folder)

@@ -97,20 +97,14 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def check_folder(path: Path) -> None:
-    """Raise `UserError` if something other than a folder is in its place."""
-    if os.path.lexists(path) and not path.is_dir():
-        raise UserError(f"{path} is in the way: it must be a folder.")
-
-
 @contextlib.contextmanager
 def lock(folder: Path) -> Generator[None]:
     """Hold the right to write a folder, which the system releases with the process.
 
-    Raises:
-        UserError: Another process holds it.
+    Raises `UserError` if another process holds it, or a file is in its place.
     """
-    check_folder(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is in the way: it must be a folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(f"{folder.name}.lock")
     held = FileLock(file, blocking=False)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Generator
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from rich.console import Console
 from kdrop.ensemble.calibration import vote
 from kdrop.errors import UserError
 from kdrop.serving.versions import check_writable, remove_partial, versions
-from kdrop.training.checkpoint import Checkpoint, check_folder, lock, write
+from kdrop.training.checkpoint import Checkpoint, lock, write
 from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
@@ -46,13 +47,10 @@ def compare(comparison: Comparison, devices: Devices, console: Console) -> list[
             if not devices.agree(False):
                 _train_all(comparison, _load(comparison), devices, Console(quiet=True))
         return []
-    check_writable(comparison.output)
-    for folder in comparison.folders():
-        check_folder(folder)
-        if folder.exists():
+    existing = filter(os.path.lexists, comparison.folders())
+    for folder in (comparison.output, *existing, comparison.tensorboard):
+        if folder is not None:
             check_writable(folder)
-    if comparison.tensorboard is not None:
-        check_writable(comparison.tensorboard)
     try:
         with _locked(comparison):
             paths = _exported(comparison) if comparison.resume else []
@@ -110,7 +108,7 @@ def _exported(comparison: Comparison) -> list[Path]:
 def _locked(comparison: Comparison) -> Generator[None]:
     """Keep other processes from the comparison's runs."""
     folder = comparison.output / CHECKPOINTS
-    check_folder(folder)
+    check_writable(folder)
     try:
         with contextlib.ExitStack() as locks:
             for run in dict.fromkeys(comparison.runs()):
@@ -129,33 +127,25 @@ def _train_and_export(
     console.print(results_table(results))
     if any(result.best.vote is not None for result in results):
         console.print(vote_table(results, data))
-    with tempfile.TemporaryDirectory() as pictures:
-        draw_comparison(results, data, Path(pictures))
-        return _export_all(comparison, results, data, Path(pictures))
-
-
-def _export_all(comparison, results, data, pictures: Path) -> list[Path]:
     paths = []
-    for result, folder in zip(results, comparison.folders(), strict=True):
-        checkpoints = [_checkpoint(comparison, run.experiment) for run in result.runs]
-        record = {
-            "passes": comparison.passes,
-            "voted_on": min(comparison.vote_size, len(data.test.targets)),
-            "checkpoints": [checkpoint.digest() for checkpoint in checkpoints],
-        }
-        paths.append(
-            _version_with(record, folder)
-            or export_best(result, data, folder, record, pictures)
-        )
+    with tempfile.TemporaryDirectory() as name:
+        draw_comparison(results, data, pictures := Path(name))
+        for result, folder in zip(results, comparison.folders(), strict=True):
+            runs = [_checkpoint(comparison, run.experiment) for run in result.runs]
+            record = {
+                "passes": comparison.passes,
+                "voted_on": min(comparison.vote_size, len(data.test.targets)),
+                "checkpoints": [run.digest() for run in runs],
+            }
+            path = _exported_with(record, folder)
+            paths.append(path or export_best(result, data, folder, record, pictures))
     return paths
 
 
-def _version_with(record: dict[str, Any], folder: Path) -> Path | None:
+def _exported_with(record: dict[str, Any], folder: Path) -> Path | None:
     """The version that was exported with this record, from these checkpoints."""
-    for path in versions(folder).values():
-        if _is_version(path) and record.items() <= _record(path).items():
-            return path
-    return None
+    paths = filter(_is_version, versions(folder).values())
+    return next((x for x in paths if record.items() <= _record(x).items()), None)
 
 
 def _record(version: Path) -> dict[str, Any]:

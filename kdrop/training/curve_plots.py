@@ -21,10 +21,9 @@ History = Mapping[str, Sequence[float]]
 def curves(path: Path, histories: Mapping[str, History]) -> None:
     """Data loss and accuracy against the epoch, for training and validation.
 
-    Args:
-        histories: For each run its columns: `epoch`, `data_loss` (nats), `accuracy`
-            (0 to 1), with a validation part `val_data_loss` and `val_accuracy`, and
-            with a schedule `rate_` and the name of each layer, for a third panel.
+    `histories` has the columns of each run: `epoch`, `data_loss` (nats), `accuracy` (0
+    to 1), with a validation part `val_data_loss` and `val_accuracy`, and with a
+    schedule `rate_` and the name of each layer, for a third panel.
     """
     rated = any(_rates(history) for history in histories.values())
     figure = Figure((7.2, 3.3))
@@ -78,8 +77,7 @@ def calibration(
 ) -> None:
     """Reliability diagram: accuracy and number of examples for each confidence bin.
 
-    Args:
-        forecasts: The probabilities of each kind of prediction.
+    `forecasts` has the probabilities of each kind of prediction.
     """
     figure = Figure((4.6, 5.4))
     above, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
@@ -114,10 +112,9 @@ def sample_counts(
 ) -> None:
     """Error and likelihood of the vote against the number of samples.
 
-    Args:
-        runs: For each run the probabilities of weight scaling, drawn as a level line,
-            and its samples; `None` for a run that does not drop, so that the colours of
-            the other runs are those of `curves`.
+    `runs` has for each run the probabilities of weight scaling, drawn as a level line,
+    and its samples; `None` for a run that does not drop, so that the colours of the
+    other runs are those of `curves`.
 
     Reference: [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html),
     figure 11

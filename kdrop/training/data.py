@@ -44,24 +44,18 @@ class Data:
 
 def load(
     name: str,
-    train_size: int | None = None,
-    validation: float = 0.1,
-    seed: int = 0,
-    folder: str | os.PathLike | None = None,
+    train_size: int | None = None,  # of the examples for training; all if `None`
+    validation: float = 0.1,  # fraction of `train_size` to validate on, in [0, 1)
+    seed: int = 0,  # the same seed gives the same examples
+    folder: str | os.PathLike | None = None,  # `TFDS_DATA_DIR` or its default if `None`
 ) -> Data:
     """The spiral, CIFAR-10 (Krizhevsky, 2009) or MNIST (LeCun et al., 1998).
 
-    Args:
-        train_size: Examples to use of those for training, stratified by class; all if
-            `None`. With the same seed, a larger choice includes a smaller one.
-        validation: Fraction of `train_size` to validate on, in [0, 1).
-        seed: The same seed gives the same examples.
-        folder: Data folder of tensorflow-datasets; `TFDS_DATA_DIR` or its default if
-            `None`. A data set that it lacks is downloaded.
+    The choice of examples is stratified by class. With the same seed, a larger one
+    includes a smaller one. A data set that the folder lacks is downloaded.
 
-    Raises:
-        UserError: No such data set or folder, no network, damaged data, more examples
-            than there are, or none of some class.
+    Raises `UserError`: no such data set or folder, no network, damaged data, more
+    examples than there are, or none of some class.
     """
     check_choice("data set", name, SETS)
     rng = np.random.default_rng(seed)

@@ -61,22 +61,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Of the networks with batch normalisation, whatever the data set.
 NORMALISED = ("alexnet32", "resnet32")
-RECIPE: dict[str, Any] = dict(
-    optimizer="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.005
-)
+RECIPE: dict = dict(optimizer="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.005)
 OPTIMIZERS = ("adam", "sgd")
 # Allowed values.
 FRACTION, SIZE, WIDTH = "[0, 1)", "[1, 1000000]", "[1, 16384]"
 WEIGHT, SEED = "[0, 1000000]", "[0, 4294967295]"
+USUAL = "the network's"  # what an unset value means
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The settings of one training run; `Experiment.preset` fills in a data set's.
 
-    Raises:
-        UserError: A value out of range, an unknown name, or a rate or a schedule for a
-            layer that has no rate to set.
+    Raises `UserError` for a value out of range, an unknown name, or a rate or a
+    schedule for a layer that has no rate to set.
     """
 
     data: str = setting(MISSING, "data set: spiral, cifar10 or mnist")
@@ -86,11 +84,9 @@ class Experiment:
         (),
         "fraction to drop, in all layers (resnet32: in the last block) or in each",
         FRACTION,
-        "the network's",
+        USUAL,
     )
-    input_rate: float = setting(
-        0.0, "fraction of inputs to drop", FRACTION, "the network's"
-    )
+    input_rate: float = setting(0.0, "fraction of inputs to drop", FRACTION, USUAL)
     schedule: str = setting(
         "constant",
         "how the rate changes from step to step: constant, linear or cosine (both to "
@@ -98,16 +94,12 @@ class Experiment:
     )
     model: str = setting(MISSING, ", ".join(NETWORKS))
     hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
-    width: int = setting(
-        0, "filters of alexnet32 or resnet32 at first", "[0, 16384]", "none"
-    )
+    width: int = setting(0, "first filters (alexnet32, resnet32)", "[0, 16384]", "none")
     train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
     validation: float = setting(MISSING, "fraction to validate on", FRACTION)
     mirror: bool = setting(False, "mirror half of the images")
     shift: int = setting(0, "largest shift of the images in pixels", "[0, 1000]")
-    cutout: int = setting(
-        0, "side of a square of each image to hide, in pixels", "[0, 1000]"
-    )
+    cutout: int = setting(0, "side of a square to hide, in pixels", "[0, 1000]")
     epochs: int = setting(MISSING, "training epochs", SIZE)
     steps_per_epoch: int | None = setting(
         None, "training steps of an epoch", SIZE, "one pass over the data"
@@ -130,9 +122,7 @@ class Experiment:
     )
     l1: float = setting(0.0, "weight of hidden layers' absolute parameters", WEIGHT)
     l2: float = setting(0.0, "weight of hidden layers' squared parameters", WEIGHT)
-    max_norm: float = setting(
-        0.0, "limit of a unit's weights' norm", WEIGHT, "the network's"
-    )
+    max_norm: float = setting(0.0, "limit of a unit's weights' norm", WEIGHT, USUAL)
     norm_penalty: float = setting(0.0, "weight of the norms of every parameter", WEIGHT)
     weight_decay: float = setting(
         0.0, "fraction of each kernel to subtract, times the learning rate", WEIGHT
@@ -141,9 +131,7 @@ class Experiment:
         0.0, "fraction of the target to spread over all classes", FRACTION
     )
     # It pays where products of matrices take the time: see benchmarks/README.md.
-    jit_compile: bool = setting(
-        False, "compile the training step with XLA, on one device"
-    )
+    jit_compile: bool = setting(False, "compile training steps with XLA, on one device")
     seed: int = setting(0, "seed of initial weights, shuffling and masks", SEED)
     data_seed: int = setting(0, "seed of the choice of examples", SEED)
 

@@ -10,15 +10,15 @@ from kdrop.training.fields import check
 
 def batches(
     part: Part,
-    batch_size: int,
+    batch_size: int,  # examples in a batch, of all devices together
     *,
-    epochs: int | None = None,
-    first_step: int = 0,
-    shuffle_seed: int | None = None,
-    mirror: bool = False,
-    shift: int = 0,
-    cutout: int = 0,
-    devices: Devices = ALONE,
+    epochs: int | None = None,  # including what `first_step` skips; no end if `None`
+    first_step: int = 0,  # batches to skip
+    shuffle_seed: int | None = None,  # shuffles each epoch anew; else in order
+    mirror: bool = False,  # half of the images, left to right
+    shift: int = 0,  # of the images each way in pixels at most, the border reflected
+    cutout: int = 0,  # side in pixels of a square in each image; 0 for none
+    devices: Devices = ALONE,  # that share a batch; this process gets its rows of it
 ) -> tf.data.Dataset:
     """Pairs of a float32 batch of inputs and its int32 targets, epoch after epoch.
 
@@ -32,17 +32,8 @@ def batches(
     for repeated ones, and such that the mean of the weighted losses is the mean over
     the others.
 
-    Args:
-        batch_size: Examples in a batch, of all devices together.
-        epochs: Number of epochs, including what `first_step` skips; no end if `None`.
-        first_step: Number of batches to skip.
-        shuffle_seed: Shuffles each epoch anew; the order of the part if `None`.
-        mirror: Mirror half of the images, left to right.
-        shift: Largest shift of the images each way in pixels, the border reflected.
-        cutout: Side in pixels of a square around a random pixel of each image, which
-            gets the mean colour of the part
-            ([DeVries and Taylor, 2017](https://arxiv.org/abs/1708.04552)); 0 for none.
-        devices: Those that share a batch. This process's rows of it are returned.
+    The square of `cutout` lies around a random pixel and gets the mean colour of the
+    part: [DeVries and Taylor, 2017](https://arxiv.org/abs/1708.04552).
     """
     count = len(part.targets)
     check("batch_size", batch_size, "[1, inf)")

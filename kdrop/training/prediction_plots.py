@@ -21,9 +21,7 @@ from kdrop.training import plot_style
 from kdrop.training.plot_style import CHARACTER, COLOURS, STYLE, Array, Names, wrap
 
 IMAGES = 32  # drawn at most
-IMAGE_KEY = (
-    "Above: predicted label and its probability. Below, where wrong: true label."
-)
+IMAGE_KEY = "Above: prediction and its probability. Below, where wrong: true label."
 POINTS, FAR_POINTS = 1000, 300  # drawn at most; far: where the map reaches far beyond
 PIXELS, FAR_PIXELS = 300, 120  # of a side of the map
 
@@ -60,9 +58,7 @@ def certainty(
     _draw_images(path, title, score, groups, images, targets, summary.mean, labels)
 
 
-def _draw_images(
-    path, title, score, groups, images, targets, probabilities, labels
-) -> None:
+def _draw_images(path, title, score, groups, images, targets, probabilities, labels):
     """Images in groups, the prediction above, and below the class if it differs."""
     count = max(map(len, groups.values()))
     columns, rows = min(count, 8), -(-count // 8)
@@ -237,9 +233,5 @@ def _plane(points: Array, margin: float, pixels: int) -> tuple[Array, dict, floa
 
 def _point(label: int, correct: bool = True) -> dict:
     size, edge, width = (2.8, "white", 0.25) if correct else (4, "black", 0.8)
-    return plot_style.look(label) | {
-        "ls": "none",
-        "ms": size,
-        "mec": edge,
-        "mew": width,
-    }
+    style = {"ls": "none", "ms": size, "mec": edge, "mew": width}
+    return plot_style.look(label) | style

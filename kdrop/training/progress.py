@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -14,43 +15,31 @@ from kdrop.training.checkpoint import Checkpoint, History
 SAVE_SECONDS = 1.0  # least time between checkpoints: saving costs about 0.1 s
 
 
+@dataclass(eq=False)
 class Recorder(keras.callbacks.Callback):
     """Prints a line for each epoch, records the history, and saves checkpoints.
 
     In a terminal a progress bar moves below the lines while `bar` is entered.
-
-    Args:
-        label: What the lines begin with.
-        epochs: Those of the whole run.
-        history: The columns of the epochs before, if the run is resumed.
-        scheduled: Layers whose rates are columns of the history.
-        agree: Returns the decision of the first process in all processes.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        label: str,
-        epochs: int,
-        history: History,
-        checkpoint: Checkpoint,
-        scheduled: Sequence[Any] = (),
-        agree: Callable[[bool], bool] = bool,
-    ):
+    console: Console
+    label: str  # what the lines begin with
+    epochs: int  # of the whole run
+    history: History  # of the epochs before, if the run is resumed
+    checkpoint: Checkpoint
+    scheduled: Sequence[Any] = ()  # layers whose rates are columns of the history
+    agree: Callable[[bool], bool] = bool  # the first process's decision, in all
+
+    def __post_init__(self):
         super().__init__()
-        self.console, self.label, self.epochs = console, label, epochs
-        self.history, self.checkpoint = history, checkpoint
-        self.scheduled, self.agree = scheduled, agree
-        self.resumed_at = int(history["epoch"][-1]) if history else 0
-        self.seconds_before = history["seconds"][-1] if history else 0.0
+        self.resumed_at = int(self.history["epoch"][-1]) if self.history else 0
+        self.seconds_before = self.history["seconds"][-1] if self.history else 0.0
+        epochs = TextColumn("epoch {task.completed:.0f}/{task.total}")
         self.bar = Progress(
-            TextColumn(label),
-            BarColumn(),
-            TextColumn("epoch {task.completed:.0f}/{task.total}"),
-            TimeRemainingColumn(),
-            console=console,
+            *(TextColumn(self.label), BarColumn(), epochs, TimeRemainingColumn()),
+            console=self.console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self.console.is_terminal,
         )
 
     def on_train_begin(self, logs=None):

@@ -21,10 +21,9 @@ def results_table(results: Sequence[SeedRuns]) -> Table:
     columns = {
         **{f"{parts[k]}\naccuracy %": (f"{k}_accuracy", 100, 1) for k in parts},
         **{f"{parts[k]}\nloss": (f"{k}_loss", 1, 3) for k in parts},
+        "test calibration\nerror": ("test_calibration_error", 1, 3),
+        "\nseconds": ("seconds", 1, 0),
     }
-    if "test" in parts:
-        columns["test calibration\nerror"] = ("test_calibration_error", 1, 3)
-    columns["\nseconds"] = ("seconds", 1, 0)
     rows = [([x.name], [run.metrics for run in x.runs]) for x in results]
     seeds = len(results[0].runs)
     spread = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
@@ -48,9 +47,7 @@ def vote_table(results: Sequence[SeedRuns], data: Data) -> Table:
             rows.append(([result.name, name], of_kind))
     samples = next(x.best.vote.samples for x in results if x.best.vote is not None)
     part = test_examples(data, samples.shape[1])
-    title = (
-        f"{data.name}, {part}: weight scaling and the vote of {len(samples)} samples"
-    )
+    title = f"{data.name}, {part}: weight scaling and vote of {len(samples)} samples"
     return _table(title, ["dropout", "predicted by"], columns, rows)
 
 
@@ -78,9 +75,8 @@ def _table(
 ) -> Table:
     """A table of names, then of numbers over the runs of a row.
 
-    Args:
-        columns: For each heading a metric, what it is multiplied by, and the digits.
-        rows: The names of each row, and the metrics of each of its runs.
+    `columns` has for each heading a metric, what it is multiplied by, and the digits;
+    `rows` has the names of each row, and the metrics of each of its runs.
     """
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in (*names, *columns):

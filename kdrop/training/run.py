@@ -84,9 +84,10 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
         settings["rate"] = rate[0] if len(rate) == 1 else rate
     if experiment.width:
         settings["width"] = experiment.width
-    builder = MODELS[experiment.model]
     try:
-        return builder(
+        return MODELS[
+            experiment.model
+        ](
             getattr(layers, experiment.dropout, None),  # `None` for "none"
             classes=len(data.labels),
             input_shape=data.train.inputs.shape[1:],
@@ -193,8 +194,6 @@ def train(
         metrics["validation_loss"] = history["val_data_loss"][-1]
     metrics["seconds"] = history["seconds"][-1]
     inputs, targets = data.test
-    if not len(targets):
-        return Run(experiment, model, history, metrics)
     probabilities = model.predict(np.float32(inputs), EVALUATION_BATCH, verbose=0)
     loss = keras.losses.SparseCategoricalCrossentropy()(targets, probabilities)
     metrics["test_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == targets))

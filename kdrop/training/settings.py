@@ -24,10 +24,7 @@ class Comparison:
     vote_size: int = setting(1000, "test examples to vote on", "[1, 1000000]")
     output: Path = setting(Path("saved_models"), "folder of the models")
     name: str | None = setting(
-        None,
-        "of the model's folder; of several, what it begins with",
-        "",
-        "data set and layer",
+        None, "of the model's folder; of several their prefix", "", "data set and layer"
     )
     resume: bool = setting(False, "continue after the last saved epoch")
     tensorboard: Path | None = setting(None, "folder for TensorBoard", "", "no logs")

@@ -78,7 +78,11 @@ def test_a_regression_is_summarised_by_quantiles():
 @pytest.mark.parametrize(
     "samples, task, message",
     [
-        (np.ones((2, 3)), "ranking", "`task` must be one of .* Received: 'ranking'"),
+        (
+            np.ones((2, 3)),
+            "ranking",
+            "`task` must be one of .* Received: task='ranking'",
+        ),
         (np.ones(3), "regression", r"at least one sample.* shape \(3,\)"),
         (np.ones((0, 3)), "regression", r"at least one sample.* shape \(0, 3\)"),
         (np.full((2, 2, 2), 0.7), "classification", "sum to 1"),

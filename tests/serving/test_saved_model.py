@@ -48,7 +48,7 @@ def test_samples_are_summarised(
     model, points, signatures, tmp_path, memory, scale, monkeypatch
 ):
     if memory:  # several chunks
-        monkeypatch.setattr("kdrop.serving.signatures.MEMORY", memory)
+        monkeypatch.setattr("kdrop.ensemble.compiled_sampler.MEMORY", memory)
         loaded = tf.saved_model.load(str(export(model, tmp_path, passes=20)))
         signatures = loaded.signatures
     inputs, seeds = scale * points, np.array([0, 1, -1, 2**62, -(2**63), 5, 5])

@@ -58,7 +58,7 @@ def test_tables_show_each_layer_over_its_seeds(compared):
         assert len(re.findall(r"\d+\.\d ± \d+\.\d\b", row)) == 3
         assert len(re.findall(r"\d\.\d{3} ± \d\.\d{3}", row)) == 4
     assert "spiral, at inference, mean ± standard deviation of 2 seeds" in output
-    assert "spiral, test set: weight scaling and the vote of 2 samples" in output
+    assert "spiral, test set: weight scaling and vote of 2 samples" in output
     assert output.rstrip().endswith("saved saved_models/spiral-vanilla-dropout/1")
 
 

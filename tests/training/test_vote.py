@@ -48,7 +48,7 @@ def test_table_and_record_have_the_measures_of_the_samples(tmp_path):
     }
     record = json.loads((path / "experiment.json").read_text())
     assert record["passes"] == 12
-    assert "the vote of 12 samples" in output
+    assert "vote of 12 samples" in output
     for way, probabilities in ways.items():
         likelihood = np.log(probabilities[range(3000), targets])
         numbers = {
