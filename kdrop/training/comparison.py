@@ -22,6 +22,7 @@ from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
 from kdrop.training.export import draw_comparison, export_best
+from kdrop.training.findings import findings
 from kdrop.training.report import results_table, vote_table
 from kdrop.training.run import Run, SeedRuns, load_data, network, train
 from kdrop.training.settings import Comparison
@@ -126,9 +127,13 @@ def _train_and_export(
 ) -> list[Path]:
     data = _load(comparison)
     results = _train_all(comparison, data, devices, console)
-    console.print(results_table(results))
+    tables = [results_table(results)]
     if any(result.best.vote is not None for result in results):
-        console.print(vote_table(results, data))
+        tables.append(vote_table(results, data))
+    for table in tables:
+        console.print(table.for_terminal())
+    for sentence in findings(results):
+        console.print(sentence, highlight=False)
     with tempfile.TemporaryDirectory() as pictures:
         draw_comparison(results, data, Path(pictures))
         return _export_all(comparison, results, data, Path(pictures))
