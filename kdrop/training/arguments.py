@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from kdrop.errors import UserError, check_choice
 from kdrop.training.experiment import PRESETS, Experiment
+from kdrop.training.fields import by_group
 from kdrop.training.settings import VOTE_SIZES, Comparison, DeviceOptions
 
 DROPOUT = "none,InvertedDropout,VanillaDropout"
@@ -35,19 +36,24 @@ def parse(
     """
     parser = _Parser(
         prog="train.py",
+        usage="%(prog)s [data] [options]",
         description="Train networks with dropout, compare them, export SavedModels.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    data, *settings = fields(Experiment)
-    text = f"{data.metadata['help']} (default: spiral)"
-    parser.add_argument("data", nargs="?", default="spiral", help=text)
-    for field in (*settings, *fields(Comparison)[1:], *fields(DeviceOptions)):
-        text, default = field.metadata["help"], _default(field)
-        if field.name == "dropout":
-            text, default = f"{text}, or several to compare with commas", DROPOUT
-        text = _with_options(f"{text} (default: {default})")
-        parser.add_argument(_option(field.name), help=text, **_form(field.type))
+    for heading, settings in by_group(Experiment, Comparison, DeviceOptions).items():
+        group = parser.add_argument_group(heading)
+        for field in settings:
+            name, text = field.name, field.metadata["help"]
+            if name == "data":
+                text = f"{text} (default: spiral)"
+                group.add_argument(name, nargs="?", default="spiral", help=text)
+                continue
+            default = _default(field)
+            if name == "dropout":
+                text, default = f"{text}, or several to compare with commas", DROPOUT
+            text = _with_options(f"{text} (default: {default})")
+            group.add_argument(_option(name), help=text, **_form(field.type))
     namespace, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         if not argument.startswith("--"):
