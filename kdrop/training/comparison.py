@@ -23,7 +23,7 @@ from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
 from kdrop.training.export import draw_comparison, export_best
 from kdrop.training.findings import findings
-from kdrop.training.report import results_table, vote_table
+from kdrop.training.report import tables
 from kdrop.training.run import Run, SeedRuns, load_data, network, train
 from kdrop.training.settings import Comparison
 
@@ -127,10 +127,7 @@ def _train_and_export(
 ) -> list[Path]:
     data = _load(comparison)
     results = _train_all(comparison, data, devices, console)
-    tables = [results_table(results)]
-    if any(result.best.vote is not None for result in results):
-        tables.append(vote_table(results, data))
-    for table in tables:
+    for table in tables(results, data):
         console.print(table.for_terminal())
     for sentence in findings(results):
         console.print(sentence, highlight=False)
@@ -150,7 +147,7 @@ def _export_all(comparison, results, data, pictures: Path) -> list[Path]:
         }
         paths.append(
             _version_with(record, folder)
-            or export_best(result, data, folder, record, pictures)
+            or export_best(result, results, data, folder, record, pictures)
         )
     return paths
 

@@ -38,6 +38,12 @@ class Results(NamedTuple):
         return table
 
 
+def tables(results: Sequence[SeedRuns], data: Data) -> list[Results]:
+    """The table of results, and that of the vote if there was one."""
+    votes = any(result.best.vote is not None for result in results)
+    return [results_table(results), *([vote_table(results, data)] if votes else [])]
+
+
 def results_table(results: Sequence[SeedRuns]) -> Results:
     """Accuracy and loss at inference, one row for each experiment, over its seeds."""
     first = results[0].runs[0].metrics

@@ -79,6 +79,7 @@ def test_the_best_seed_is_exported_with_its_record(compared):
         version = folder / "saved_models" / slug / "1"
         files = {path.name for path in version.iterdir()}
         assert {"curves.png", "regions.png", "saved_model.pb", "model.keras"} < files
+        assert "report.html" in files
         seeds = record(folder, slug)["seeds"]
         assert set(seeds) == {"0", "1"}
         best = max(metrics["validation_accuracy"] for metrics in seeds.values())

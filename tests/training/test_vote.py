@@ -1,5 +1,6 @@
 """The vote of Monte Carlo samples in the tables, records and pictures."""
 
+import html
 import io
 import json
 import re
@@ -69,6 +70,15 @@ def test_table_and_record_have_the_measures_of_the_samples(tmp_path):
     assert not re.search("none +(weight scaling|vote)", output)
     assert pictures(path) == PICTURES | {"curves", "regions"}
     assert pictures(plain) == {"curves", "regions"}
+    for version in path, plain:
+        page = html.unescape((version / "report.html").read_text())
+        assert page.count("data:image/png;base64,") == len(pictures(version))
+        for line in output.splitlines():
+            if line.startswith(("With ", "This is one seed")):
+                assert line in page
+        assert f">{100 * accuracy:.2f}</td>" in page  # of the vote, in its table
+        signature = "sample" if version == path else "serve"
+        assert f'"signature_name": "{signature}"' in page
     metrics = json.loads((plain / "experiment.json").read_text())["metrics"]
     assert not any("vote" in name for name in metrics)
 
@@ -81,6 +91,8 @@ def exported(monkeypatch):
     def draw_only(model, folder, draw, **settings):
         arguments.update(settings)
         folder.mkdir()
+        record = json.dumps({**settings["record"], "made_with": {}})
+        (folder / "experiment.json").write_text(record)
         draw(folder)
         return folder
 
