@@ -13,7 +13,7 @@ from kdrop.training.experiment import Experiment
 from kdrop.training.fields import by_group
 from kdrop.training.report import Results
 
-# By the names of the pictures, in the order of the page.
+# Of each picture that `export` draws, in the order of the page.
 CAPTIONS = {
     "regions": "Decision regions of each network, and points of the test set.",
     "uncertainty": "How unsure the network is over the plane: with weight scaling, and "
@@ -60,34 +60,28 @@ def report_page(
     Args:
         folder: The folder of the model.
         record: The content of `experiment.json`.
-        pictures: PNG files, by names such as those of `CAPTIONS`.
+        pictures: The PNG files by their names in `CAPTIONS`.
         request: The command that asks the server, as from `request_to`.
     """
     settings = record["settings"]
-    order = [*CAPTIONS, *pictures.keys() - CAPTIONS.keys()]
     figures = "".join(
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,'
+        f'<figure><img alt="{name}" src="data:image/png;base64,'
         f'{base64.b64encode(pictures[name]).decode()}">'
-        f"<figcaption>{escape(CAPTIONS.get(name, name))}</figcaption></figure>\n"
-        for name in order
+        f"<figcaption>{caption}</figcaption></figure>\n"
+        for name, caption in CAPTIONS.items()
         if name in pictures
     )
-    chosen = "".join(
-        f"<h3>{escape(heading.capitalize())}</h3>"
-        + _table(
-            [
-                option(x.name),
-                in_words(x, settings[x.name]),
-                with_options(x.metadata["help"]),
-            ]
-            for x in group
-        )
-        for heading, group in by_group(Experiment).items()
-    )
-    measured = {name.replace("_", " "): x for name, x in record["metrics"].items()}
-    run = {f"rate of {name}": rate for name, rate in record["rates"].items()}
+    chosen = ""
+    for heading, fields in by_group(Experiment).items():
+        values = (in_words(each, settings[each.name]) for each in fields)
+        texts = (with_options(each.metadata["help"]) for each in fields)
+        names = (option(each.name) for each in fields)
+        rows = zip(names, values, texts, strict=True)
+        chosen += f"<h3>{heading.capitalize()}</h3>{_table(rows)}"
+    run = {"classes": ", ".join(labels)}
+    run |= {f"rate of {name}": rate for name, rate in record["rates"].items()}
     run |= {"Monte Carlo samples": record["passes"], "they vote on": record["voted_on"]}
-    run |= {"classes": ", ".join(labels), **measured}
+    run |= {name.replace("_", " "): x for name, x in record["metrics"].items()}
     serve = f"python -m kdrop.serving {shlex.quote(str(folder.parent))}"
     name, data = escape(folder.name), escape(settings["data"])
     return f"""<!doctype html>

@@ -58,7 +58,7 @@ def page(**changes):
         "labels": ["arm 0", "arm 1"],
         "tables": [table],
         "sentences": ["With A: it is so."],
-        "pictures": {"curves": b"\x89PNG curves", "another": b"\x89PNG another"},
+        "pictures": {"curves": b"\x89PNG curves", "regions": b"\x89PNG regions"},
         "request": "curl 1",
         **changes,
     }
@@ -93,7 +93,7 @@ def test_a_page_holds_its_pictures_in_order():
     start = "data:image/png;base64,"
     assert all(source.startswith(start) for source in sources)
     pictures = [base64.b64decode(source.removeprefix(start)) for source in sources]
-    assert pictures == [b"\x89PNG curves", b"\x89PNG another"]
+    assert pictures == [b"\x89PNG regions", b"\x89PNG curves"]
 
 
 def test_a_page_needs_no_other_file_and_no_script():
@@ -109,7 +109,7 @@ def test_a_page_needs_no_other_file_and_no_script():
     assert "color-scheme: light dark" in content and "width=device-width" in content
 
 
-@pytest.mark.parametrize("place", ["labels", "sentences", "request", "folder", "names"])
+@pytest.mark.parametrize("place", ["labels", "sentences", "request", "folder"])
 def test_what_comes_from_outside_is_escaped(place):
     table = Results(HOSTILE, [HOSTILE, f"\n{HOSTILE}"], [[HOSTILE, HOSTILE]])
     changes = {
@@ -117,7 +117,6 @@ def test_what_comes_from_outside_is_escaped(place):
         "sentences": {"sentences": [HOSTILE], "tables": [table]},
         "request": {"request": HOSTILE},
         "folder": {"folder": Path("models") / HOSTILE.replace("/", "\\")},
-        "names": {"pictures": {HOSTILE: b""}},
     }[place]
     content = page(**changes)
     seen = Page(content)

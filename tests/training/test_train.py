@@ -285,5 +285,7 @@ def test_a_run_on_images(tmp_path, cifar10_folder):
         *("curves", "predictions", "confusion"),
         *("passes", "reliability", "certainty"),
     }
+    page = (version / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures)
     assert (version / "assets" / "labels.txt").read_text().split()[0] == "airplane"
     assert list((version / "assets.extra").iterdir())
