@@ -46,12 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 from kdrop.training.comparison import can_resume, compare
                 from kdrop.training.devices import available
+                from kdrop.training.findings import next_steps
             stop_on_signals()
-            console = Console(width=None if sys.stdout.isatty() else 132)
+            console = Console(width=None if sys.stdout.isatty() else 100)
             devices = available(options)
             stop_on_signals()  # JAX has a handler of its own
-            for path in compare(comparison, devices, console):
-                console.print(f"saved {path}", soft_wrap=True, highlight=False)
+            for line in next_steps(compare(comparison, devices, console)):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
     except SystemExit as end:
         return int(end.code or 0)
     except KeyboardInterrupt as stopped:

@@ -55,7 +55,8 @@ def export(
         labels: Class names in the order of the outputs, for `assets/labels.txt`.
         record: Settings and metrics for `experiment.json`.
         history: Columns of `history.csv`, one value for each epoch.
-        draw: Adds pictures. Called with the version's temporary folder.
+        draw: Adds pictures and pages. Called last, with the version's temporary
+            folder, which then holds all other files.
         passes: Number of Monte Carlo samples for each row, at most a million.
         task: `"classification"` or `"regression"`, as in `kdrop.summarise`, or a
             mapping from the name of each output to its task. Outputs that are not

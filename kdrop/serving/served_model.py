@@ -58,6 +58,15 @@ class ServedModel(Model):
     def get_output_types(self):
         return _describe(self._signature().structured_outputs)
 
+    def describe(self) -> dict:
+        """What the page at `/` says and asks: by `sample`, if there is one."""
+        signatures = self._loaded.signatures
+        names = ("sample", "serving_default", *signatures)
+        name = next((x for x in names if x in signatures), "")
+        inputs = _describe(_inputs(signatures[name])) if name else []
+        about = {"name": self.name, "version": self.version, "labels": self.labels}
+        return {**about, "signature": name, "inputs": inputs}
+
     def answer(self, request, limits: Limits) -> Generator[None, None, Any]:
         """Compute the answer in parts, and yield before each part of a long request.
 

@@ -32,6 +32,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from kdrop.serving.limits import Limits
+from kdrop.serving.page import page
 from kdrop.serving.served_folder import ServedFolder
 
 GRACE_PERIOD = 30  # seconds for running requests to finish after SIGTERM
@@ -113,6 +114,7 @@ class Server(RESTServer):
     def _register_endpoints(self, app):
         # Plain routes in front, the last one first: KServe's take longer than a small
         # model, and some read bodies of any size or describe what is not served.
+        app.router.routes.insert(0, Route("/", self._page))
         for path, answer in (
             ("/openapi.json", self._unknown),
             ("/v1/models/{name}:{verb}", self._unknown),
@@ -124,6 +126,9 @@ class Server(RESTServer):
             methods = ["POST"] if answer == self._answer else ["GET", "POST"]
             app.router.routes.insert(0, Route(path, answer, methods=methods))
         super()._register_endpoints(app)
+
+    async def _page(self, request):
+        return page([*self.dataplane.model_registry.get_models().values()])
 
     async def _unknown(self, request):
         raise HTTPException(

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from kdrop.errors import UserError, check_choice
 from kdrop.training.experiment import PRESETS, Experiment
+from kdrop.training.fields import by_group
 from kdrop.training.settings import VOTE_SIZES, Comparison, DeviceOptions
 
 DROPOUT = "none,InvertedDropout,VanillaDropout"
@@ -35,19 +36,24 @@ def parse(
     """
     parser = _Parser(
         prog="train.py",
+        usage="%(prog)s [data] [options]",
         description="Train networks with dropout, compare them, export SavedModels.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    data, *settings = fields(Experiment)
-    text = f"{data.metadata['help']} (default: spiral)"
-    parser.add_argument("data", nargs="?", default="spiral", help=text)
-    for field in (*settings, *fields(Comparison)[1:], *fields(DeviceOptions)):
-        text, default = field.metadata["help"], _default(field)
-        if field.name == "dropout":
-            text, default = f"{text}, or several to compare with commas", DROPOUT
-        text = _with_options(f"{text} (default: {default})")
-        parser.add_argument(_option(field.name), help=text, **_form(field.type))
+    for heading, settings in by_group(Experiment, Comparison, DeviceOptions).items():
+        group = parser.add_argument_group(heading)
+        for field in settings:
+            name, text = field.name, field.metadata["help"]
+            if name == "data":
+                text = f"{text} (default: spiral)"
+                group.add_argument(name, nargs="?", default="spiral", help=text)
+                continue
+            default = _default(field)
+            if name == "dropout":
+                text, default = f"{text}, or several to compare with commas", DROPOUT
+            text = with_options(f"{text} (default: {default})")
+            group.add_argument(option(name), help=text, **_form(field.type))
     namespace, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         if not argument.startswith("--"):
@@ -79,16 +85,16 @@ def _experiments(settings: dict[str, Any]) -> list[Experiment]:
     ]
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
     """The option for an argument; `folder`, of `data.load`, is --data-dir."""
     return "--data-dir" if name == "folder" else f"--{name.replace('_', '-')}"
 
 
-def _with_options(text: str) -> str:
+def with_options(text: str) -> str:
     """The text with options in place of the arguments in backticks."""
     kinds = (Experiment, Comparison, DeviceOptions)
     names = {"folder", *(field.name for kind in kinds for field in fields(kind))}
-    return re.sub(r"`(\w+)`", lambda m: _option(m[1]) if m[1] in names else m[0], text)
+    return re.sub(r"`(\w+)`", lambda m: option(m[1]) if m[1] in names else m[0], text)
 
 
 def _form(kind: Any) -> dict[str, Any]:
@@ -117,13 +123,17 @@ def _default(field: Field) -> str:
         values = VOTE_SIZES
     elif field in fields(Experiment):
         values = {x: getattr(Experiment.preset(x), field.name) for x in PRESETS}
-    words = {}
-    for data, value in values.items():
-        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words[data] = (not value and field.metadata["unset"]) or text
+    words = {data: in_words(field, value) for data, value in values.items()}
     if len(set(words.values())) == 1:
         return words.popitem()[1]
     return ", ".join(f"{word} for {data}" for data, word in words.items())
+
+
+def in_words(field: Field, value: Any) -> str:
+    """The value of a setting as on the command line, or the words for an unset one."""
+    several = isinstance(value, (tuple, list))
+    text = " ".join(map(str, value)) if several else str(value)
+    return (not value and field.metadata["unset"]) or text
 
 
 @contextlib.contextmanager
@@ -132,4 +142,4 @@ def options_in_errors() -> Generator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(_with_options(str(error))) from error
+        raise UserError(with_options(str(error))) from error

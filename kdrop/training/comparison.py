@@ -23,7 +23,8 @@ from kdrop.training.data import Data
 from kdrop.training.devices import Devices
 from kdrop.training.experiment import Experiment
 from kdrop.training.export import draw_comparison, export_best
-from kdrop.training.report import results_table, vote_table
+from kdrop.training.findings import findings
+from kdrop.training.report import tables
 from kdrop.training.run import Run, SeedRuns, load_data, network, train
 from kdrop.training.settings import Comparison
 
@@ -124,9 +125,10 @@ def _train_and_export(
 ) -> list[Path]:
     data = _load(comparison)
     results = _train_all(comparison, data, devices, console)
-    console.print(results_table(results))
-    if any(result.best.vote is not None for result in results):
-        console.print(vote_table(results, data))
+    for table in tables(results, data):
+        console.print(table.for_terminal())
+    for sentence in findings(results):
+        console.print(sentence, highlight=False)
     paths = []
     with tempfile.TemporaryDirectory() as name:
         draw_comparison(results, data, pictures := Path(name))
@@ -137,8 +139,10 @@ def _train_and_export(
                 "voted_on": min(comparison.vote_size, len(data.test.targets)),
                 "checkpoints": [run.digest() for run in runs],
             }
-            path = _exported_with(record, folder)
-            paths.append(path or export_best(result, data, folder, record, pictures))
+            paths.append(
+                _exported_with(record, folder)
+                or export_best(result, results, data, folder, record, pictures)
+            )
     return paths
 
 

@@ -77,7 +77,9 @@ class Experiment:
     schedule for a layer that has no rate to set.
     """
 
-    data: str = setting(MISSING, "data set: spiral, cifar10 or mnist")
+    data: str = setting(
+        MISSING, "data set: spiral, cifar10 or mnist", group="what to train"
+    )
     dropout: str = setting("InvertedDropout", "a layer of kdrop, or none")
     # A single number becomes a tuple.
     rate: tuple[float, ...] = setting(
@@ -92,15 +94,17 @@ class Experiment:
         "how the rate changes from step to step: constant, linear or cosine (both to "
         "0), early, late, curriculum, annealed or scheduled_drop_path",
     )
-    model: str = setting(MISSING, ", ".join(NETWORKS))
+    model: str = setting(MISSING, ", ".join(NETWORKS), group="network")
     hidden: tuple[int, ...] = setting(MISSING, "widths of dense layers", WIDTH)
     width: int = setting(0, "first filters (alexnet32, resnet32)", "[0, 16384]", "none")
-    train_size: int = setting(MISSING, "examples, with those to validate on", SIZE)
+    train_size: int = setting(
+        MISSING, "examples, with those to validate on", SIZE, group="data"
+    )
     validation: float = setting(MISSING, "fraction to validate on", FRACTION)
     mirror: bool = setting(False, "mirror half of the images")
     shift: int = setting(0, "largest shift of the images in pixels", "[0, 1000]")
     cutout: int = setting(0, "side of a square to hide, in pixels", "[0, 1000]")
-    epochs: int = setting(MISSING, "training epochs", SIZE)
+    epochs: int = setting(MISSING, "training epochs", SIZE, group="training")
     steps_per_epoch: int | None = setting(
         None, "training steps of an epoch", SIZE, "one pass over the data"
     )
@@ -120,7 +124,12 @@ class Experiment:
         WEIGHT,
         word="cosine",
     )
-    l1: float = setting(0.0, "weight of hidden layers' absolute parameters", WEIGHT)
+    l1: float = setting(
+        0.0,
+        "weight of hidden layers' absolute parameters",
+        WEIGHT,
+        group="regularisation",
+    )
     l2: float = setting(0.0, "weight of hidden layers' squared parameters", WEIGHT)
     max_norm: float = setting(0.0, "limit of a unit's weights' norm", WEIGHT, USUAL)
     norm_penalty: float = setting(0.0, "weight of the norms of every parameter", WEIGHT)
@@ -131,7 +140,9 @@ class Experiment:
         0.0, "fraction of the target to spread over all classes", FRACTION
     )
     # It pays where products of matrices take the time: see benchmarks/README.md.
-    jit_compile: bool = setting(False, "compile training steps with XLA, on one device")
+    jit_compile: bool = setting(
+        False, "compile training steps with XLA, on one device", group="training"
+    )
     seed: int = setting(0, "seed of initial weights, shuffling and masks", SEED)
     data_seed: int = setting(0, "seed of the choice of examples", SEED)
 

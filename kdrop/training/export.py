@@ -1,5 +1,6 @@
-"""The exported models of a comparison, with their record and pictures."""
+"""The exported models of a comparison, with their record, pictures and page."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,10 +12,13 @@ import numpy as np
 
 from kdrop.ensemble.calibration import PREDICTIONS
 from kdrop.ensemble.sampling import sample
+from kdrop.layers.base import active_drop_layers
 from kdrop.serving.saved_model import export
 from kdrop.training import curve_plots, prediction_plots
 from kdrop.training.data import Data
-from kdrop.training.report import test_examples
+from kdrop.training.findings import findings
+from kdrop.training.report import tables, test_examples
+from kdrop.training.report_page import report_page, request_to
 from kdrop.training.run import SeedRuns
 
 PASSES = 50  # of the exported signature where none is asked for
@@ -23,6 +27,7 @@ CHUNK = 1000  # inputs of one call of the model
 
 def export_best(
     result: SeedRuns,
+    results: Sequence[SeedRuns],
     data: Data,
     folder: Path,
     record: Mapping[str, Any],
@@ -32,11 +37,28 @@ def export_best(
 
     Args:
         result: The experiment to export.
+        results: All experiments of the comparison, for the tables of `report.html`.
         pictures: The folder of the comparison's pictures, which are copied.
         record: Entries of `experiment.json` besides settings, rates and metrics;
             `passes` among them is also the number of samples of the signature `sample`.
     """
     best: Any = result.best
+
+    def draw(version: Path) -> None:
+        _draw(best, data, pictures, version)
+        files = sorted(version.glob("*.png"))
+        signature = "sample" if active_drop_layers(best.model) else "serve"
+        page = report_page(
+            folder,
+            json.loads((version / "experiment.json").read_text()),
+            data.labels,
+            tables(results, data),
+            findings(results),
+            {file.stem: file.read_bytes() for file in files},
+            request_to(folder.name, data.test.inputs.shape[1:], signature),
+        )
+        (version / "report.html").write_text(page, encoding="utf-8")
+
     layers = [layer for layer in best.model.layers if layer.name.startswith("drop_")]
     return export(
         best.model,
@@ -50,7 +72,7 @@ def export_best(
             **record,
         },
         history=best.history,
-        draw=partial(_draw, best, data, pictures),
+        draw=draw,
         passes=record["passes"] or PASSES,
     )
 

@@ -1,13 +1,18 @@
 """Fields of dataclasses of settings, with their help text and allowed values."""
 
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from typing import Any
 
 from kdrop.errors import UserError
 
 
 def setting(
-    default: Any, text: str, allowed: str = "", unset: str = "", word: str | None = None
+    default: Any,
+    text: str,
+    allowed: str = "",
+    unset: str = "",
+    word: str | None = None,
+    group: str = "",
 ) -> Any:
     """A field of a dataclass with the help text of its command-line option.
 
@@ -16,9 +21,20 @@ def setting(
         allowed: The interval of the number, or of each of several, as "[0, 1)".
         unset: Words for a default of `None`, 0 or `()`.
         word: A value that is allowed in place of a number.
+        group: Heading of this field and of those after it, up to the next heading.
     """
     metadata = {"help": text, "allowed": allowed, "unset": unset, "word": word}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, "group": group})
+
+
+def by_group(*kinds: Any) -> dict[str, list[Field]]:
+    """The settings of dataclasses by their headings."""
+    groups, heading = {}, ""
+    for each in (each for kind in kinds for each in fields(kind)):
+        if each.metadata:
+            heading = each.metadata["group"] or heading
+            groups.setdefault(heading, []).append(each)
+    return groups
 
 
 def check(name: str, number: Any, allowed: str, word: str | None = None) -> None:

@@ -68,7 +68,7 @@ class Recorder(keras.callbacks.Callback):
             )
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
-        self.console.print(self._line(row), soft_wrap=True, highlight=False)
+        self.console.print(self._line(row), highlight=False)
         due = now - self.saved >= SAVE_SECONDS or epoch + 1 == self.epochs
         # On JAX all processes must save together, or they would wait for each other
         # in different collectives.
@@ -79,18 +79,16 @@ class Recorder(keras.callbacks.Callback):
     def _line(self, row):
         epoch = row["epoch"]
         seconds = row["seconds"] - self.seconds_before
-        seconds_per_epoch = seconds / (epoch - self.resumed_at)
-        minutes, seconds = divmod(round(seconds_per_epoch * (self.epochs - epoch)), 60)
-        left = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-        # Label smoothing can make it negative.
-        other = row["loss"] - row["data_loss"]
+        seconds *= (self.epochs - epoch) / (epoch - self.resumed_at)
+        left = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        other = row["loss"] - row["data_loss"]  # label smoothing can make it negative
+        penalty = f" + reg {other:.3f}" if abs(other) >= 0.0005 else ""
         validation = f"  val {row['val_accuracy']:.3f}" if "val_accuracy" in row else ""
-        rates = dict.fromkeys(f"{layer.rate:.2g}" for layer in self.scheduled)
+        rates = list(dict.fromkeys(f"{layer.rate:.2g}" for layer in self.scheduled))
+        rates = rates if len(rates) < 4 else [rates[0], "...", rates[-1]]
         rate = f"  rate {'/'.join(rates)}" if rates else ""
-        width = len(str(self.epochs))
         return (
-            f"{self.label}  epoch {epoch:{width}}/{self.epochs}"
-            f"  loss {row['loss']:.3f} = data {row['data_loss']:.3f}"
-            f" + reg {other:z.3f}  accuracy {row['accuracy']:.3f}{validation}"
-            f"  lr {row['learning_rate']:.2g}{rate}  {left} left"
+            f"{self.label}  epoch {epoch:{len(str(self.epochs))}}/{self.epochs}"
+            f"  loss {row['data_loss']:.3f}{penalty}  accuracy {row['accuracy']:.3f}"
+            f"{validation}{rate}  {left} left"
         )

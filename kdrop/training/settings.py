@@ -19,16 +19,25 @@ class Comparison:
     """What to train and compare, and where the models go."""
 
     experiments: Sequence[Experiment]  # of one data set
-    seeds: int = setting(1, "runs of each layer, with seeds from `seed` on", "[1, 100]")
-    passes: int = setting(50, "Monte Carlo samples that vote, 0: no vote", "[0, 10000]")
+    seeds: int = setting(
+        1, "runs of each layer, with seeds from `seed` on", "[1, 100]", group="training"
+    )
+    passes: int = setting(
+        50,
+        "Monte Carlo samples that vote, 0: no vote",
+        "[0, 10000]",
+        group="evaluation",
+    )
     vote_size: int = setting(1000, "test examples to vote on", "[1, 1000000]")
-    output: Path = setting(Path("saved_models"), "folder of the models")
+    output: Path = setting(Path("saved_models"), "folder of the models", group="output")
     name: str | None = setting(
         None, "of the model's folder; of several their prefix", "", "data set and layer"
     )
     resume: bool = setting(False, "continue after the last saved epoch")
     tensorboard: Path | None = setting(None, "folder for TensorBoard", "", "no logs")
-    data_dir: Path | None = setting(None, "folder of data sets", "", "TFDS_DATA_DIR")
+    data_dir: Path | None = setting(
+        None, "folder of data sets", "", "TFDS_DATA_DIR", group="data"
+    )
 
     def __post_init__(self):
         check_settings(self)
@@ -65,7 +74,11 @@ class DeviceOptions:
     """Which devices share a run: of TensorFlow the first field, of JAX the others."""
 
     replicas: int | None = setting(
-        None, "accelerators, or else cores, for a batch", COUNT, "all, or one core"
+        None,
+        "accelerators, or else cores, for a batch",
+        COUNT,
+        "all, or one core",
+        group="devices",
     )
     processes: int | None = setting(None, "all, with KERAS_BACKEND=jax", COUNT, "one")
     process_id: int | None = setting(None, "this one's", "[0, 1023]", "the launcher's")

@@ -124,7 +124,8 @@ def test_layers_on_jax_need_no_other_package():
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({others}))\n"
         "from benchmarks import __main__, layers\n"
-        "assert {'layers', 'gpu', 'gpu-training', 'training', 'inference'} < set(__main__.SUBJECTS)\n"
+        "subjects = {'layers', 'gpu', 'gpu-training', 'training', 'inference'}\n"
+        "assert subjects < set(__main__.SUBJECTS)\n"
         "variants = layers.steps((4, 8), ('copy', *layers.PAIR))\n"
         "assert all(measure() > 0 for measure in variants.values())\n"
     )

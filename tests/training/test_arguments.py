@@ -138,4 +138,34 @@ def test_help_has_each_setting_with_its_default(capsys):
     names = [field.name for kind in kinds for field in fields(kind)]
     for name in set(names) - {"data", "experiments"}:
         option = f"--{name.replace('_', '-')}"
-        assert re.search(rf"{option} .*?\(default: \S", text), option
+        assert re.search(rf"{option},? .*?\(default: \S", text), option
+
+
+def test_help_is_in_groups_of_one_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    usage, _, options, *groups = capsys.readouterr().out.split("\n\n")
+    assert usage == "usage: train.py [data] [options]"
+    assert options.startswith("options:\n  -h, --help")
+    of_option = {}
+    for group in groups:
+        heading, *lines = group.splitlines()
+        assert heading.endswith(":") and len(lines) < 30
+        assert max(map(len, lines)) < 80
+        for line in lines:
+            if found := re.match(r"  (?:--)?(\w[\w-]*)", line):
+                of_option[found[1]] = heading[:-1]
+    names = "what to train, network, data, training, regularisation, evaluation, "
+    assert list(dict.fromkeys(of_option.values())) == [
+        *(names + "output, devices").split(", ")
+    ]
+    kinds = Experiment, Comparison, DeviceOptions
+    settings = {field.name for kind in kinds for field in fields(kind)}
+    assert {name.replace("-", "_") for name in of_option} == settings - {"experiments"}
+    for name, heading in {
+        **{"data": "what to train", "hidden": "network", "data-dir": "data"},
+        **{"epochs": "training", "seeds": "training", "l2": "regularisation"},
+        **{"passes": "evaluation", "resume": "output", "wait": "devices"},
+    }.items():
+        assert of_option[name] == heading

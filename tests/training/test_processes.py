@@ -195,7 +195,7 @@ def test_a_run_that_is_killed_at_any_step_resumes_with_one_process_or_two(
     pair = [start(number, 2, "--resume") for number in range(2)]
     code, by_two, errors = wait_for(pair[0])
     assert (code, errors) == (0, "")
-    assert f"saved saved_models{os.sep}spiral" in by_two
+    assert f"saved  saved_models{os.sep}spiral" in by_two
     for out in by_one, by_two:
         assert f"epoch {saved_epoch:2}/20" not in out
         assert f"epoch {saved_epoch + 1:2}/20" in out

@@ -52,14 +52,25 @@ def test_tables_show_each_layer_over_its_seeds(compared):
     _, output = compared
     for kind, rows in ("none", 1), ("VanillaDropout", 3):
         assert f"{kind} seed 1  epoch 4/4" in output
-        row, *vote_rows = re.findall(rf"^ *{kind}  .*±.*", output, re.MULTILINE)
-        assert 1 + len(vote_rows) == rows
+        table = re.findall(rf"^ *{kind}  .*\n.*±.*", output, re.MULTILINE)
+        assert len(table) == rows
+        means, spreads = table[0].splitlines()
         # Three accuracies, then three losses and the calibration error.
-        assert len(re.findall(r"\d+\.\d ± \d+\.\d\b", row)) == 3
-        assert len(re.findall(r"\d\.\d{3} ± \d\.\d{3}", row)) == 4
+        assert len(re.findall(r" \d+\.\d\b(?!\d)", means)) == 3
+        assert len(re.findall(r" \d\.\d{3}\b", means)) == 4
+        assert len(re.findall(r"± \d+\.\d\b(?!\d)", spreads)) == 3
+        assert len(re.findall(r"± \d\.\d{3}\b", spreads)) == 4
     assert "spiral, at inference, mean ± standard deviation of 2 seeds" in output
     assert "spiral, test set: weight scaling and vote of 2 samples" in output
-    assert output.rstrip().endswith("saved saved_models/spiral-vanilla-dropout/1")
+    assert "With VanillaDropout instead of none: test accuracy " in output
+    assert output.splitlines()[-5:] == [
+        "saved  saved_models/spiral-none/1",
+        "saved  saved_models/spiral-vanilla-dropout/1",
+        "open   saved_models/spiral-vanilla-dropout/1/report.html",
+        "serve  python -m kdrop.serving saved_models",
+        "ask    http://127.0.0.1:8501 in a browser; report.html shows how with curl",
+    ]
+    assert max(map(len, output.splitlines())) <= 100
 
 
 def test_the_best_seed_is_exported_with_its_record(compared):
@@ -68,6 +79,7 @@ def test_the_best_seed_is_exported_with_its_record(compared):
         version = folder / "saved_models" / slug / "1"
         files = {path.name for path in version.iterdir()}
         assert {"curves.png", "regions.png", "saved_model.pb", "model.keras"} < files
+        assert "report.html" in files
         seeds = record(folder, slug)["seeds"]
         assert set(seeds) == {"0", "1"}
         best = max(metrics["validation_accuracy"] for metrics in seeds.values())
@@ -273,5 +285,7 @@ def test_a_run_on_images(tmp_path, cifar10_folder):
         *("curves", "predictions", "confusion"),
         *("passes", "reliability", "certainty"),
     }
+    page = (version / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures)
     assert (version / "assets" / "labels.txt").read_text().split()[0] == "airplane"
     assert list((version / "assets.extra").iterdir())

@@ -1,5 +1,6 @@
 """The vote of Monte Carlo samples in the tables, records and pictures."""
 
+import html
 import io
 import json
 import re
@@ -25,7 +26,7 @@ def compared(folder, *kinds, **settings):
     """The exported versions of experiments with these layers, and the output."""
     experiments = [small(dropout=kind, seed=5, epochs=3) for kind in kinds]
     comparison = Comparison(experiments=experiments, output=folder, **settings)
-    console = Console(width=132, record=True, file=io.StringIO())
+    console = Console(width=100, record=True, file=io.StringIO())
     paths = compare(comparison, ALONE, console)
     return paths, console.export_text()
 
@@ -69,6 +70,15 @@ def test_table_and_record_have_the_measures_of_the_samples(tmp_path):
     assert not re.search("none +(weight scaling|vote)", output)
     assert pictures(path) == PICTURES | {"curves", "regions"}
     assert pictures(plain) == {"curves", "regions"}
+    for version in path, plain:
+        page = html.unescape((version / "report.html").read_text())
+        assert page.count("data:image/png;base64,") == len(pictures(version))
+        for line in output.splitlines():
+            if line.startswith(("With ", "This is one seed")):
+                assert line in page
+        assert f">{100 * accuracy:.2f}</td>" in page  # of the vote, in its table
+        signature = "sample" if version == path else "serve"
+        assert f'"signature_name": "{signature}"' in page
     metrics = json.loads((plain / "experiment.json").read_text())["metrics"]
     assert not any("vote" in name for name in metrics)
 
@@ -81,6 +91,8 @@ def exported(monkeypatch):
     def draw_only(model, folder, draw, **settings):
         arguments.update(settings)
         folder.mkdir()
+        record = json.dumps({**settings["record"], "made_with": {}})
+        (folder / "experiment.json").write_text(record)
         draw(folder)
         return folder
 
@@ -110,5 +122,7 @@ def test_each_seed_votes_on_the_first_examples(tmp_path, exported):
         values = [metrics[f"vote_{measure}"] for metrics in record["seeds"].values()]
         assert len(values) == 2
     mean, spread = np.mean(values), np.std(values, ddof=1)  # the last: Brier score
-    assert spread > 0 and re.search(rf" vote .* {mean:.4f} ± {spread:.4f}", output)
+    assert spread > 0 and re.search(
+        rf" vote .* {mean:.4f} *\n.* ± {spread:.4f}", output
+    )
     assert pictures(path) >= PICTURES
