@@ -58,6 +58,7 @@ class WeightDropout(DropWrapper):
         ValueError: For an invalid argument or a name that matches no float weight; in
             training, if the layer writes to such a weight, or was made in a
             `keras.RematScope` of TensorFlow, which would compute it again unthinned.
+            (So would `keras.remat` in its `call`; around the wrapper it is right.)
 
     >>> lstm = keras.layers.LSTM(4, return_sequences=True)
     >>> layer = kdrop.WeightDropout(lstm, 0.5, seed=1)

@@ -91,6 +91,9 @@ def compiled(model):
 
 CASES = [embedding, lstm, zoned, attention]
 every_case = pytest.mark.parametrize("make", CASES)
+# The unrolled network takes long to compile.
+SLOW = pytest.param(zoned, marks=pytest.mark.slow)
+compiled_case = pytest.mark.parametrize("make", [embedding, lstm, attention, SLOW])
 
 
 @every_case
@@ -106,7 +109,7 @@ def test_at_inference_it_is_the_plain_layer(make):
     assert_close(numpy(model(inputs, training=True)), numpy(plain(inputs)))
 
 
-@every_case
+@compiled_case
 def test_eager_and_compiled_calls_draw_the_same(make):
     eager, other = network(make), network(make)
     call, inputs, outputs = compiled(other), inputs_of(make), []
@@ -118,7 +121,7 @@ def test_eager_and_compiled_calls_draw_the_same(make):
     assert np.abs(outputs[0] - outputs[1]).max() > 0.01
 
 
-@every_case
+@compiled_case
 def test_the_rate_changes_a_compiled_function(make):
     model, inputs = network(make, 0.0), inputs_of(make)
     call, plain = compiled(model), numpy(network(make, None)(inputs))
@@ -133,7 +136,7 @@ def assert_close_to(outputs, expected):
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
-@every_case
+@compiled_case
 def test_a_resumed_run_equals_an_uninterrupted_one(make, tmp_path):
     whole, half = network(make), network(make)
     fit(half, make)
@@ -148,7 +151,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make, tmp_path):
     assert counts == [layer.draw_count for layer in kdrop.drop_layers(resumed)]
 
 
-@every_case
+@compiled_case
 def test_samples_do_not_depend_on_the_batch(make):
     model, inputs = network(make), inputs_of(make)
     settings = {"seed": 3, "verbose": 0}

@@ -172,6 +172,12 @@ def test_weights_are_chosen_by_name_or_path():
     assert outputs.shape == (3, 2, 4)
 
 
+def test_the_dtype_is_that_of_the_layer():
+    layer = WeightDropout(keras.layers.Dense(3, dtype="mixed_bfloat16"), 0.5)
+    assert layer(X, training=True).dtype == layer(X).dtype == "bfloat16"
+    assert layer.compute_dtype == "bfloat16"
+
+
 def test_what_cannot_be_thinned_is_rejected():
     for weights in ("kernel", [], [1], 3):
         with pytest.raises(ValueError, match="`weights` must be a list of names"):

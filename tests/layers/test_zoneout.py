@@ -26,6 +26,10 @@ class Copy(keras.layers.Layer):
         return inputs, [inputs, 10 * inputs]
 
 
+def slow(case):
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 def rnn(rate, cell=Copy, **settings):
     zoned = Zoneout(cell(), rate, seed=1, name="drop")
     settings = {"return_sequences": True, "unroll": UNROLL, **settings}
@@ -90,9 +94,9 @@ def test_masked_steps_change_nothing(training):
 @pytest.mark.parametrize(
     "cell",
     [
-        lambda: keras.layers.LSTMCell(4),
-        lambda: keras.layers.GRUCell(4, dropout=0.2, recurrent_dropout=0.1),
-        lambda: keras.layers.SimpleRNNCell(4),
+        lambda: keras.layers.SimpleRNNCell(4, dropout=0.2),
+        slow(lambda: keras.layers.LSTMCell(4)),
+        slow(lambda: keras.layers.GRUCell(4, dropout=0.2, recurrent_dropout=0.1)),
     ],
 )
 def test_cells_of_keras_alone_and_in_a_stack(cell):
