@@ -14,10 +14,13 @@ from kdrop.layers import (
     DropBlock3D,
     DropConnectConv2D,
     DropConnectDense,
+    DropKey,
     DropPath,
+    EmbeddingDropout,
     ExactDropout,
     GaussianDropout,
     InvertedDropout,
+    LockedDropout,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
@@ -27,6 +30,8 @@ from kdrop.layers import (
     UniformDropout,
     VanillaDropout,
     VariationalDropout,
+    WeightDropout,
+    Zoneout,
 )  # fmt: skip
 from kdrop.layers.base import drop_layers
 from kdrop.layers.callbacks import RateSchedule, StepClock
@@ -35,10 +40,11 @@ from kdrop.layers.replace import replace
 __version__ = "0.1.0"
 __all__ = [
     "AlphaDropout", "ConcreteDropout", "DropBlock1D", "DropBlock2D", "DropBlock3D",
-    "DropConnectConv2D", "DropConnectDense", "DropPath", "ExactDropout",
-    "GaussianDropout", "InvertedDropout", "RateSchedule", "Sampler", "SpatialDropout1D",
-    "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout", "StepClock",
-    "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
-    "VariationalDropout", "drop_layers", "models", "replace", "sample", "schedules",
-    "subnetworks", "summarise",
+    "DropConnectConv2D", "DropConnectDense", "DropKey", "DropPath", "EmbeddingDropout",
+    "ExactDropout", "GaussianDropout", "InvertedDropout", "LockedDropout",
+    "RateSchedule", "Sampler", "SpatialDropout1D", "SpatialDropout2D",
+    "SpatialDropout3D", "StandoutDropout", "StepClock", "StochasticDepth",
+    "TokenDropout", "UniformDropout", "VanillaDropout", "VariationalDropout",
+    "WeightDropout", "Zoneout", "drop_layers", "models", "replace", "sample",
+    "schedules", "subnetworks", "summarise",
 ]  # fmt: skip

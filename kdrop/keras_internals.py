@@ -7,6 +7,7 @@ from keras import tree
 from keras.src.backend import get_keras_mask, set_keras_mask, standardize_data_format
 from keras.src.backend.common import global_state
 from keras.src.export.export_utils import _infer_input_signature_from_model
+from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell as DropoutRNNCell
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import Trainer
 
@@ -28,6 +29,51 @@ get_mask, set_mask = get_keras_mask, set_keras_mask
 # Keras's checks of two arguments.
 check_data_format = standardize_data_format
 check_noise_shape = keras.layers.Dropout(0, name="any")._validate_noise_shape
+
+
+class Substitution(keras.StatelessScope):
+    """A scope in which some variables have other values, and nothing else changes.
+
+    What is written to the other variables, and the losses that layers add, go to the
+    scope around this one, or to the variables and to `losses`.
+    """
+
+    def __init__(self, values):
+        super().__init__(values, collect_losses=True)
+        self._substituted = {id(variable) for variable, _ in values}
+
+    def __enter__(self):
+        super().__enter__()
+        if self.original_scope is not None:
+            self.collect_losses = self.original_scope.collect_losses
+        return self
+
+    def get_current_value(self, variable):
+        if id(variable) in self._substituted or self.original_scope is None:
+            return super().get_current_value(variable)
+        return self.original_scope.get_current_value(variable)
+
+    def add_update(self, update):
+        variable, value = update
+        if id(variable) in self._substituted:
+            raise ValueError(
+                f"Weight {variable.path!r} cannot be thinned: its layer writes to it."
+            )
+        if self.original_scope is None:
+            variable._direct_assign(value)
+        else:
+            self.original_scope.add_update(update)
+
+    def add_loss(self, loss):
+        if self.original_scope is None:
+            super().add_loss(loss)
+        else:
+            self.original_scope.add_loss(loss)
+
+
+def recomputes(layer):
+    """Whether a layer in this one was created in a `keras.RematScope`."""
+    return any(each._remat_mode is not None for each in layers_of(layer))
 
 
 def call_context():
@@ -138,6 +184,14 @@ def load_called(file, classes):
 def layers_of(layer):
     """All layers that Keras tracks in a layer or model, itself included, each once."""
     return layer._flatten_layers()
+
+
+def attention_mask(layer, query, value, **masks):
+    """What the queries of an attention layer may see, by all masks of the call.
+
+    `None` if that is everything, else boolean, broadcastable to (batch, queries, keys).
+    """
+    return layer._compute_attention_mask(query, value, **masks)
 
 
 def was_called(layer):

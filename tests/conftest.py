@@ -29,9 +29,13 @@ EVERYWHERE = {
         "sampled_calls",
         "sampling",
         "schedules",
+        "sequences",
         "split",
         "steps",
         "uncertainty",
+        "word_dropout",
+        "wrappers",
+        "zoneout",
     )
 }
 if os.environ.get("CI_FULL") == "1":

@@ -93,6 +93,7 @@ FAMILY = {
         Case(kdrop.AlphaDropout, dropped_value=alpha_value),
         Case(kdrop.ExactDropout, exact=True),
         Case(kdrop.SpatialDropout1D, {}, (64, 3, 256), first_of(1)),
+        Case(kdrop.LockedDropout, {}, (64, 3, 256), first_of(1)),
         Case(kdrop.SpatialDropout2D, {}, (64, 3, 2, 256), first_of(1, 2)),
         Case(kdrop.SpatialDropout3D, {}, (64, 2, 3, 2, 256), first_of(1, 2, 3)),
         # At positions that share no seed of a block.

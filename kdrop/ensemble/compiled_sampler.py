@@ -11,7 +11,7 @@ from kdrop import backend, keras_internals
 from kdrop.ensemble.split import SplitModel, rows_of
 from kdrop.layers.base import active_drop_layers, drop_layers
 from kdrop.layers.replace import remaining
-from kdrop.layers.sampling_context import NOT_BY_EXAMPLE
+from kdrop.layers.sampling_context import ONE_BY_ONE
 
 if backend.name() == "tensorflow":
     import tensorflow as tf
@@ -56,7 +56,7 @@ class CompiledSampler:
                     return False
                 self.suffix.try_shapes(outputs, indices, rows)
             except Exception as error:  # TensorFlow has a class for errors of graphs
-                if NOT_BY_EXAMPLE not in str(error):
+                if ONE_BY_ONE not in str(error):
                     raise
                 return False
         return True

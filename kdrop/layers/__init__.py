@@ -12,6 +12,7 @@ from kdrop.layers.regions import (
     SpatialDropout3D,
     StochasticDepth,
 )
+from kdrop.layers.sequences import EmbeddingDropout, LockedDropout, Zoneout
 from kdrop.layers.standout import StandoutDropout
 from kdrop.layers.tokens import TokenDropout
 from kdrop.layers.units import (
@@ -23,11 +24,13 @@ from kdrop.layers.units import (
 )
 from kdrop.layers.variational import VariationalDropout
 from kdrop.layers.weights import DropConnectConv2D, DropConnectDense
+from kdrop.layers.wrappers import DropKey, WeightDropout
 
 __all__ = [
     "AlphaDropout", "ConcreteDropout", "DropBlock1D", "DropBlock2D", "DropBlock3D",
-    "DropConnectConv2D", "DropConnectDense", "DropPath", "ExactDropout",
-    "GaussianDropout", "InvertedDropout", "SpatialDropout1D", "SpatialDropout2D",
-    "SpatialDropout3D", "StandoutDropout", "StochasticDepth", "TokenDropout",
-    "UniformDropout", "VanillaDropout", "VariationalDropout",
+    "DropConnectConv2D", "DropConnectDense", "DropKey", "DropPath", "EmbeddingDropout",
+    "ExactDropout", "GaussianDropout", "InvertedDropout", "LockedDropout",
+    "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout",
+    "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
+    "VariationalDropout", "WeightDropout", "Zoneout",
 ]  # fmt: skip

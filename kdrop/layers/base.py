@@ -30,6 +30,7 @@ class Noise(keras.Layer):
     # The arguments of a subclass that its configuration holds, as attributes.
     config_arguments = ()
     drops = True  # whether the layer changes its inputs in training at all
+    once_per_step = True  # whether its calls share a mask in a step of `StepClock`
 
     @classmethod
     def at_place(cls, rate, examples=1, **arguments):
@@ -75,14 +76,21 @@ class Noise(keras.Layer):
     def call(self, inputs, training=False):
         inputs = ops.convert_to_tensor(inputs)
         self.check(inputs)
-        active = sampling.get()
-        if training or (active is not None and active.samples(self)):
+        if self.active(training):
             inputs = ops.convert_to_tensor(inputs, sparse=False)
-            draw = self.draws.next(self._occurrence())
-            rows = mask_rows(self, inputs)
+            draw, rows = self.next_draw(inputs)
             with backend.shared_traces():
                 return self.drop(inputs, draw, rows)
         return self.infer(inputs)
+
+    def active(self, training):
+        """Whether a call is random: in training, and when the layer is sampled."""
+        context = sampling.get()
+        return training or (context is not None and context.samples(self))
+
+    def next_draw(self, inputs):
+        """The draw and the mask's rows for a call with these inputs."""
+        return self.draws.next(self._occurrence()), mask_rows(self, inputs)
 
     def infer(self, inputs):
         return inputs

@@ -80,7 +80,8 @@ class StepClock(keras.callbacks.Callback):
         if backend.name() != "tensorflow":
             yield
             return
-        draws = [layer.draws for layer in drop_layers(model)]
+        layers = [layer for layer in drop_layers(model) if layer.once_per_step]
+        draws = [layer.draws for layer in layers]
         for each in draws:
             each.advance()
             each.active_clocks, each.step_occurrence = each.active_clocks + 1, None

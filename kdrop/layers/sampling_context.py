@@ -15,8 +15,9 @@ from kdrop.masks import bits
 # traced, never around one that was traced before.
 sampling: contextvars.ContextVar[Any] = contextvars.ContextVar("sampling", default=None)
 
-# In the error messages for layers whose inputs have another first axis.
-NOT_BY_EXAMPLE = "the first axis of its inputs is not that of the examples"
+# The end of the error messages for what cannot be sampled for a batch.
+ONE_BY_ONE = "`kdrop.sample` computes such a model one by one."
+_NOT_BY_EXAMPLE = "the first axis of its inputs is not that of the examples"
 
 
 class Sampling:
@@ -136,7 +137,9 @@ class PrefixContext(Sampling):
 
     def samples(self, layer):
         if layer.drops:
-            raise ValueError(f"Layer {layer.name!r} is not shared: {NOT_BY_EXAMPLE}.")
+            raise ValueError(
+                f"Layer {layer.name!r} is not shared: {_NOT_BY_EXAMPLE}. {ONE_BY_ONE}"
+            )
         return False
 
 
@@ -164,7 +167,7 @@ def mask_rows(layer, inputs):
         return rows if shared or size == 1 else _inner_rows(rows, ops.shape(inputs)[0])
     message = (
         f"Layer {layer.name!r} cannot be sampled for several examples at once: "
-        f"{NOT_BY_EXAMPLE}. `kdrop.sample` computes such a model one by one."
+        f"{_NOT_BY_EXAMPLE}. {ONE_BY_ONE}"
     )
     if size is None or count is None:
         return backend.with_equal_rows(rows, inputs, message)

@@ -17,10 +17,11 @@ from kdrop.training.fields import check, check_settings, setting
 # test compares: those modules import Keras, and that takes seconds.
 LAYERS = (
     "AlphaDropout", "ConcreteDropout", "DropBlock1D", "DropBlock2D", "DropBlock3D",
-    "DropConnectConv2D", "DropConnectDense", "DropPath", "ExactDropout",
-    "GaussianDropout", "InvertedDropout", "SpatialDropout1D", "SpatialDropout2D",
-    "SpatialDropout3D", "StandoutDropout", "StochasticDepth", "TokenDropout",
-    "UniformDropout", "VanillaDropout", "VariationalDropout",
+    "DropConnectConv2D", "DropConnectDense", "DropKey", "DropPath", "EmbeddingDropout",
+    "ExactDropout", "GaussianDropout", "InvertedDropout", "LockedDropout",
+    "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout",
+    "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
+    "VariationalDropout", "WeightDropout", "Zoneout",
 )  # fmt: skip
 WITHOUT_RATE = ("none", "ConcreteDropout", "StandoutDropout", "VariationalDropout")
 NETWORKS: dict[str, dict[str, Any]] = {

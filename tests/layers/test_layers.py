@@ -115,6 +115,7 @@ PINNED = {
     "AlphaDropout": (371035148, 1425010759),
     "ExactDropout": (2570060950, 865793907),
     "SpatialDropout1D": (371035148, 1425010759),
+    "LockedDropout": (371035148, 1425010759),
     "SpatialDropout2D": (371035148, 1425010759),
     "SpatialDropout3D": (371035148, 1425010759),
     "DropBlock1D": (2325519537, 894143809),

@@ -185,6 +185,11 @@ def test_standout_dropout_starts_near_the_rate_behind_dense_layers():
         ("DropConnectDense", "resnet32", "a dense layer to replace"),
         ("StandoutDropout", "resnet32", "dense units"),
         ("SpatialDropout1D", "resnet32", "the channels of sequences"),
+        ("LockedDropout", "spiral_mlp", "sequences"),
+        ("EmbeddingDropout", "spiral_mlp", "words to embed"),
+        ("WeightDropout", "spiral_mlp", "a layer to wrap"),
+        ("DropKey", "spiral_mlp", "an attention layer to wrap"),
+        ("Zoneout", "spiral_mlp", "a recurrent cell to wrap"),
     ],
 )
 def test_a_layer_without_a_place_is_rejected(name, network, place):

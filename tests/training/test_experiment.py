@@ -22,7 +22,8 @@ from kdrop.training.experiment import (
 
 def test_the_tables_are_those_of_the_layers_and_the_networks():
     assert list(LAYERS) == layers.__all__
-    unset = [x for x in LAYERS if not issubclass(getattr(layers, x), Drop)]
+    settable = (Drop, layers.Zoneout)
+    unset = [x for x in LAYERS if not issubclass(getattr(layers, x), settable)]
     assert list(WITHOUT_RATE) == ["none", *unset]
     settings = {field.name for field in dataclasses.fields(Experiment)}
     defaults = {
