@@ -3,6 +3,7 @@
 # First: it refuses the backends of Keras that kdrop does not support.
 from kdrop import backend as backend
 from kdrop import models, schedules
+from kdrop.auditing.report import audit
 from kdrop.ensemble.exact import subnetworks
 from kdrop.ensemble.sampling import Sampler, sample
 from kdrop.ensemble.uncertainty import summarise
@@ -39,6 +40,6 @@ __all__ = [
     "GaussianDropout", "InvertedDropout", "RateSchedule", "Sampler", "SpatialDropout1D",
     "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout", "StepClock",
     "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
-    "VariationalDropout", "drop_layers", "models", "replace", "sample", "schedules",
-    "subnetworks", "summarise",
+    "VariationalDropout", "audit", "drop_layers", "models", "replace", "sample",
+    "schedules", "subnetworks", "summarise",
 ]  # fmt: skip

@@ -15,7 +15,9 @@ import pytest
 EVERYWHERE = {
     f"test_{name}.py"
     for name in (
+        "audit",
         "bits",
+        "chance",
         "equal_names",
         "exact_ensemble",
         "fingerprint",
