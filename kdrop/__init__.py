@@ -31,6 +31,7 @@ from kdrop.layers import (
 )  # fmt: skip
 from kdrop.layers.base import drop_layers
 from kdrop.layers.callbacks import RateSchedule, StepClock
+from kdrop.layers.rates import set_dropout
 from kdrop.layers.replace import replace
 
 __version__ = "0.1.0"
@@ -41,5 +42,5 @@ __all__ = [
     "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout", "StepClock",
     "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
     "VariationalDropout", "audit", "drop_layers", "models", "replace", "sample",
-    "schedules", "subnetworks", "summarise",
+    "schedules", "set_dropout", "subnetworks", "summarise",
 ]  # fmt: skip

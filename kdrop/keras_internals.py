@@ -180,6 +180,16 @@ def has_seed_generator(layer):
     return bool(layer._seed_generators)
 
 
+def add_seed_generator(layer):
+    """Give a layer of Keras that was created with rate 0 its seed generator."""
+    if hasattr(layer, "seed") and not (has_seed_generator(layer) or layer._layers):
+        locked = layer._tracker.locked
+        layer._tracker.unlock()
+        layer.seed_generator = keras.random.SeedGenerator(layer.seed)
+        if locked:
+            layer._tracker.lock()
+
+
 def time_steps(layer):
     """The time steps that a `TimeDistributed` was built for; `None` if unknown."""
     shape = (layer.get_build_config() or {}).get("input_shape") or (None, None)

@@ -27,6 +27,7 @@ EVERYWHERE = {
         "layers_saved",
         "processes",
         "rate_schedule",
+        "rates",
         "masks_run",
         "sampled_calls",
         "sampling",

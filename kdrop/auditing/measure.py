@@ -18,12 +18,6 @@ _CALLS = 256  # at most, where a call decides once
 
 _ROUNDING = {"bfloat16": 2**-7, "float16": 2**-10}
 
-# What layers call the fraction to drop, or to keep.
-_RATES = (
-    "rate drop_prob drop_path_rate drop_rate dropout_rate p dropout recurrent_dropout"
-).split()
-_KEPT = ("survival_probability", "survival_prob", "keep_prob")
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -34,15 +28,6 @@ class Measurement:
     together: str | None  # what is decided together; `None` if nothing was random
     fresh: bool | None  # whether calls differ; `None` if that cannot be told
     problems: tuple[str, ...]
-
-
-def rate_of(layer):
-    """The fraction that a layer is asked to drop; `None` if it states none."""
-    rates = [getattr(layer, name, None) for name in _RATES]
-    keeps = [getattr(layer, name, None) for name in _KEPT]
-    rates += [1 - x for x in keeps if isinstance(x, int | float)]
-    rates = [x for x in rates if isinstance(x, int | float) and not isinstance(x, bool)]
-    return float(max(rates)) if rates else None
 
 
 def to_numpy(outputs):

@@ -10,11 +10,11 @@ from keras import ops
 from kdrop import backend, keras_internals
 from kdrop.auditing import calls
 from kdrop.auditing.copies import Copies, copy
-from kdrop.auditing.measure import accepted_shape, measure, rate_of, to_numpy
+from kdrop.auditing.measure import accepted_shape, measure, to_numpy
 from kdrop.auditing.table import Audit, Row
 from kdrop.errors import UserError, check, check_bool
 from kdrop.layers.base import Noise
-from kdrop.layers.draws import Draws
+from kdrop.layers.rates import drops_by_rate, inner_layers, rate_of
 
 
 def audit(model, inputs=None, replicas=False, recompute=False):
@@ -77,7 +77,7 @@ def _rows(model, inputs, copied):
     recorded, rows = calls.record(model, inputs), {}
     paths = {**keras_internals.paths_of(model), model: model.name}
     for layer, call in recorded.items():
-        inner = _inner(layer)
+        inner = inner_layers(layer)
         held = [x for x in inner if x in rows and keras_internals.takes_training(x)]
         if any(x in rows and not rows[x].quiet for x in inner):
             continue  # what is random at inference makes all around it so
@@ -85,19 +85,20 @@ def _rows(model, inputs, copied):
             row = _row(layer, paths[layer], call, held, copied)
         except Exception as error:  # whatever the code of a layer raises
             problems = (f"cannot be measured ({_first(error)})",)
-            kind, rate = type(layer).__name__, rate_of(layer)
+            kind, rate = type(layer).__name__, _asked(layer)
             row = Row(paths[layer], kind, rate, problems=problems)
         if row is not None:
             rows[layer] = row
     for layer in paths:
-        if layer not in recorded and _is_named_drop(layer):
-            rows[layer] = Row(paths[layer], type(layer).__name__, rate_of(layer))
+        cell = hasattr(layer, "state_size")  # its layer has the row
+        if layer not in recorded and drops_by_rate(layer) and not cell:
+            rows[layer] = Row(paths[layer], type(layer).__name__, _asked(layer))
     return [rows[layer] for layer in paths if layer in rows]
 
 
 def _row(layer, path, call, held, copied):
     """The row of a layer; `None` if it is not random, apart from the layers in it."""
-    row, rate = Row(path, type(layer).__name__, rate_of(layer)), rate_of(layer)
+    row, rate = Row(path, type(layer).__name__, _asked(layer)), _asked(layer)
     single, problems = call.single_input(), []
     shape = together = None
     with keras_internals.wrapped_calls(held, _at_inference):
@@ -111,7 +112,7 @@ def _row(layer, path, call, held, copied):
     quiet = not _differ(plain, other)
     if not quiet:
         problems.append("random at inference")
-    elif not (fresh or problems or _is_named_drop(layer)):
+    elif not (fresh or problems or drops_by_rate(layer)):
         return None
     row = replace(row, fresh=fresh or None, quiet=quiet)
     if _is_elementwise(layer, single, plain, trained[0]):
@@ -135,23 +136,15 @@ def _row(layer, path, call, held, copied):
     return replace(row, problems=tuple(problems))
 
 
-def _inner(layer):
-    layers = keras_internals.layers_of(layer)
-    return [x for x in layers if x is not layer and not isinstance(x, Draws)]
-
-
-def _is_named_drop(layer):
-    """Whether a layer has a rate, and a generator or the name of one that drops."""
-    if rate_of(layer) is None or _inner(layer) or hasattr(layer, "state_size"):
-        return False
-    name = type(layer).__name__.lower()
-    named = isinstance(layer, Noise) or "drop" in name or "stochasticdepth" in name
-    return named or keras_internals.has_seed_generator(layer)
+def _asked(layer):
+    """The fraction that a layer is asked to drop; `None` if it states none."""
+    rate, recurrent = rate_of(layer), getattr(layer, "recurrent_dropout", 0.0)
+    return max(rate or 0.0, recurrent) or rate
 
 
 def _is_elementwise(layer, single, plain, trained):
     """Whether a layer scales at inference, and has neither layers nor weights."""
-    if single is None or _inner(layer) or layer.weights or len(plain) != 1:
+    if single is None or inner_layers(layer) or layer.weights or len(plain) != 1:
         return False
     (inputs,), outputs = to_numpy(single), plain[0]
     if outputs.shape != inputs.shape or trained[0].shape != inputs.shape:
