@@ -31,6 +31,7 @@ from kdrop.layers import (
 )  # fmt: skip
 from kdrop.layers.base import drop_layers
 from kdrop.layers.callbacks import RateSchedule, StepClock
+from kdrop.layers.insert import insert
 from kdrop.layers.rates import set_dropout
 from kdrop.layers.replace import replace
 
@@ -41,6 +42,6 @@ __all__ = [
     "GaussianDropout", "InvertedDropout", "RateSchedule", "Sampler", "SpatialDropout1D",
     "SpatialDropout2D", "SpatialDropout3D", "StandoutDropout", "StepClock",
     "StochasticDepth", "TokenDropout", "UniformDropout", "VanillaDropout",
-    "VariationalDropout", "audit", "drop_layers", "models", "replace", "sample",
-    "schedules", "set_dropout", "subnetworks", "summarise",
+    "VariationalDropout", "audit", "drop_layers", "insert", "models", "replace",
+    "sample", "schedules", "set_dropout", "subnetworks", "summarise",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ EVERYWHERE = {
         "equal_names",
         "exact_ensemble",
         "fingerprint",
+        "insert",
         "kernels",
         "layers",
         "layers_in_keras",
@@ -40,7 +41,8 @@ EVERYWHERE = {
 if os.environ.get("CI_FULL") == "1":
     # Minutes long.
     EVERYWHERE |= {
-        f"test_{name}.py" for name in ("remaining", "replace", "replace_copy")
+        f"test_{name}.py"
+        for name in ("remaining", "replace", "replace_copy", "replace_paths")
     }
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.rglob("test_*.py")

@@ -49,12 +49,12 @@ def audit(model, inputs=None, replicas=False, recompute=False):
     ('drop', 0.2, True, 'row', True)
     """
     check("model", model, isinstance(model, keras.Model), "a keras.Model")
-    strategy = None
+    check_bool("replicas", replicas)
+    check_bool("recompute", recompute)
     try:
-        if check_bool("replicas", replicas) or check_bool("recompute", recompute):
+        if replicas or recompute:
             backend.check_tensorflow("audit() on replicas and with recomputation")
-        if replicas:
-            strategy = backend.two_replicas(model)
+        strategy = backend.two_replicas(model) if replicas else None
     except ValueError as error:
         raise UserError(str(error)) from None
     values = calls.made_up_inputs(model) if inputs is None else inputs

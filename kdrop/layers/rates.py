@@ -43,10 +43,14 @@ def drops_by_rate(layer):
     attribute = rate_attribute(layer)
     if attribute is None or inner_layers(layer):
         return False
-    name = type(layer).__name__.lower()
-    named = isinstance(layer, Noise) or "drop" in name or "stochasticdepth" in name
     generates = keras_internals.has_seed_generator(layer)
-    return named or generates or attribute == "dropout"
+    return has_drop_name(layer) or generates or attribute == "dropout"
+
+
+def has_drop_name(layer):
+    """Whether a layer is one of kdrop, or its class is named as one that drops."""
+    name = type(layer).__name__.lower()
+    return isinstance(layer, Noise) or "drop" in name or "stochasticdepth" in name
 
 
 def set_dropout(model, rate):
@@ -59,7 +63,8 @@ def set_dropout(model, rate):
     Keras compiled are traced again; do so with your own (`tf.function`, `jax.jit`).
     Inside a running `fit` use `layer.rate` or `RateSchedule`, with kdrop's layers.
 
-    Where a class creates its drop layers only for rates above 0, there is none to set.
+    Where a class creates its drop layers only for rates above 0, there is none to set
+    until the model, with its new configuration, is saved and loaded.
 
     Args:
         model: A `keras.Model`, built.
@@ -152,9 +157,11 @@ def _set_rate(model, layer, rate, everywhere):
         setattr(layer, name, 1 - rate if name in _SURVIVALS else rate)
         keras_internals.add_seed_generator(layer)
     for owner in keras_internals.layers_of(model):
-        direct = layer in owner._layers
-        # An outer block may have created some of its layers only for rates above 0.
-        if direct or (everywhere and old > 0 and layer in inner_layers(owner)):
+        around = everywhere and layer in inner_layers(owner)
+        # The code of an outer block may expect layers that it has not created for 0; a
+        # graph's attributes are its configuration alone.
+        safe = old > 0 or keras_internals.functional_graph(owner)
+        if layer in owner._layers or (around and safe):
             for attribute, value in list(vars(owner).items()):
                 if "drop" in attribute and is_number(value) and value == old:
                     setattr(owner, attribute, rate)
