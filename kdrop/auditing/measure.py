@@ -64,7 +64,7 @@ def _judge(layer, rate, outputs, shared, decisions):
         twos = _training_outputs(layer, shape, len(outputs), 2.0)
         dropped_value = float([*np.intersect1d(in_call, twos), 0.0][0])
     is_dropped = outputs == dropped_value
-    dropped, together = float(is_dropped.mean()), _name_group(shared, len(shape))
+    dropped, together = float(is_dropped.mean()), _name_group(shared, shape)
     bound, block = _bound(asked, is_dropped, shared, decisions)
 
     expected = float(to_numpy(layer(np.ones(shape), training=False))[0].mean())
@@ -175,16 +175,19 @@ def _shared_axes(outputs):
     return {axis for axis, one in first if (outputs == one).all()}
 
 
-def _name_group(shared, rank):
-    alone = [axis for axis in range(1, rank) if axis not in shared]
+def _name_group(shared, shape):
+    """What one decision drops; axes of size 1 tell nothing."""
+    last = len(shape) - 1
+    inner = [axis for axis in range(1, last + 1) if shape[axis] > 1]
+    alone = [axis for axis in inner if axis not in shared]
     name = f"axes {alone}"
     if not alone:
         name = "row"
-    elif len(alone) == rank - 1:
+    elif alone == inner:
         name = "unit"
-    elif alone in ([1], [rank - 1]) and rank > 3 or alone == [rank - 1]:
+    elif alone == [last] or (alone == [1] and last > 2):
         name = "channel"
-    elif alone == list(range(1, rank - 1)):
+    elif alone == [axis for axis in inner if axis < last]:
         name = "token"
     if 0 not in shared:
         return name

@@ -47,6 +47,7 @@ RIGHT = {
         kdrop.InvertedDropout(0.001, dtype="bfloat16"), (8,), (0.001, "unit")
     ),
     "TokenDropout": (kdrop.TokenDropout(0.25), (8, 2), (0.25, "token")),
+    "attention": (kdrop.InvertedDropout(0.3), (1, 4, 4), UNIT),
     "rate 0": (layers.Dropout(0.0), (8,), (0.0, None)),
 }  # fmt: skip
 
