@@ -47,9 +47,12 @@ def measure(layer, shape, rate):
         small[0] = max(min(_ELEMENTS // math.prod(small[1:]), 2**14), shape[0])
     shape = _accepted(layer, [tuple(small), shape])
     independent = [n for axis, n in enumerate(shape) if axis not in shared]
-    calls = min(-(-_DECISIONS // math.prod(independent)), _CALLS)
+    # At low rates, one decision a call needs many calls before it drops at all.
+    most = min(max(_CALLS, int(25 / rate) if rate else 0), 8 * _CALLS)
+    calls = min(-(-_DECISIONS // math.prod(independent)), most)
+    calls = max(min(calls, 2**24 // math.prod(shape)), 2)
     if shape != first.shape[1:] or calls > 2:
-        first = _training_outputs(layer, shape, max(calls, 2))
+        first = _training_outputs(layer, shape, calls)
     shared = _shared_axes(first)
     independent = [n for axis, n in enumerate(shape) if axis not in shared]
     return _judge(layer, rate, first, shared, math.prod(independent) * len(first))
@@ -67,6 +70,11 @@ def _judge(layer, rate, outputs, shared, decisions):
     dropped, together = float(is_dropped.mean()), _name_group(shared, shape)
     bound, block = _bound(asked, is_dropped, shared, decisions)
 
+    fresh = any((one != outputs[0]).any() for one in outputs[1:]) or None
+    certain = chance.tells_calls_apart(asked, decisions / len(outputs))
+    if fresh is None and (certain or noise):
+        fresh = False
+        problems.append("calls repeat their masks")
     expected = float(to_numpy(layer(np.ones(shape), training=False))[0].mean())
     variance = _noise_variance(layer, asked) * expected**2
     if dropped_value:  # mean 0 and variance 1 are what such a layer keeps
@@ -89,11 +97,6 @@ def _judge(layer, rate, outputs, shared, decisions):
         problems.append(f"variance 1 becomes {measured:.4f}")
     if rate is not None and abs(mean - expected) > mean_bound + rounding:
         problems.append(f"mean {mean:.4f} in training, {expected:.4f} at inference")
-    fresh = any((one != outputs[0]).any() for one in outputs[1:]) or None
-    certain = chance.tells_calls_apart(asked, decisions / len(outputs))
-    if fresh is None and (certain or noise):
-        fresh = False
-        problems.append("calls repeat their masks")
     return Measurement(
         dropped,
         None if rate is None or is_noise else bound,

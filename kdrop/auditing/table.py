@@ -8,8 +8,8 @@ class Row:
     """What one layer is asked for, and what it does. `None`: not measured.
 
     `problems` says in words what is wrong; `ok` is whether nothing is, and `None` for a
-    layer that was never called. `bfloat16` is no part of it: a layer of that type is
-    measured in it.
+    layer that was never called, or whose rate is too low to show. `bfloat16` is no part
+    of it: a layer of that type is measured in it.
     """
 
     layer: str  # its name after those of the layers around it
@@ -30,7 +30,8 @@ class Row:
 
     @property
     def ok(self) -> bool | None:
-        return None if self.quiet is None and not self.problems else not self.problems
+        unknown = self.quiet is None or (self.rate and self.fresh is None)
+        return None if unknown and not self.problems else not self.problems
 
 
 class Audit(tuple[Row, ...]):

@@ -173,6 +173,24 @@ def test_the_right_form_of_the_wrong_layers_is_right():
     assert row_of(Drop()).ok
 
 
+def test_a_low_rate_at_which_nothing_drops():
+    assert row_of(Nothing(0.02)).ok is False
+    row = row_of(Nothing(1e-7))
+    assert row.dropped == 0 and row.ok is None
+
+
+class RepeatedAlpha(Drop):
+    """Sets dropped units to another value than 0, always the same units."""
+
+    def call(self, inputs, training=False):
+        kept = keras.random.uniform(ops.shape(inputs), seed=7) >= self.rate
+        return ops.where(kept, 1.1 * inputs, -1.0) if training else inputs
+
+
+def test_repeated_masks_with_another_value_than_0():
+    assert "calls repeat their masks" in row_of(RepeatedAlpha()).problems
+
+
 def test_drop_paths_without_a_floor_double_the_mean():
     layer = WithoutFloor(0.5)
     row = row_of(layer, (4,))
