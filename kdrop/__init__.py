@@ -3,6 +3,7 @@
 # First: it refuses the backends of Keras that kdrop does not support.
 from kdrop import backend as backend
 from kdrop import models, schedules
+from kdrop.auditing.report import audit
 from kdrop.ensemble.exact import subnetworks
 from kdrop.ensemble.sampling import Sampler, sample
 from kdrop.ensemble.uncertainty import summarise
@@ -35,6 +36,8 @@ from kdrop.layers import (
 )  # fmt: skip
 from kdrop.layers.base import drop_layers
 from kdrop.layers.callbacks import RateSchedule, StepClock
+from kdrop.layers.insert import insert
+from kdrop.layers.rates import set_dropout
 from kdrop.layers.replace import replace
 
 __version__ = "0.1.0"
@@ -45,6 +48,6 @@ __all__ = [
     "RateSchedule", "Sampler", "SpatialDropout1D", "SpatialDropout2D",
     "SpatialDropout3D", "StandoutDropout", "StepClock", "StochasticDepth",
     "TokenDropout", "UniformDropout", "VanillaDropout", "VariationalDropout",
-    "WeightDropout", "Zoneout", "drop_layers", "models", "replace", "sample",
-    "schedules", "subnetworks", "summarise",
+    "WeightDropout", "Zoneout", "audit", "drop_layers", "insert", "models", "replace",
+    "sample", "schedules", "set_dropout", "subnetworks", "summarise",
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Every private name of Keras: only this file breaks if a new version moves one."""
 
+import contextlib
+import functools
 import importlib
 
 import keras
@@ -86,6 +88,35 @@ def call_at_inference(operation, *args, **kwargs):
     if "training" in getattr(operation, "_call_context_args", ()):
         kwargs["training"] = False
     return operation(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def wrapped_calls(layers, wrapper):
+    """A context in which `wrapper(layer, call, ...)` runs in place of each `call`."""
+    for layer in layers:
+        vars(layer)["call"] = functools.partial(wrapper, layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
+
+
+def takes_training(layer):
+    """Whether a layer's `call` has the argument `training`."""
+    return layer._call_has_training_arg
+
+
+def paths_of(model):
+    """Each layer in a model, with the names that lead to it, `block/drop`."""
+    paths, pending = {}, [("", layer) for layer in reversed(model._layers)]
+    while pending:
+        prefix, layer = pending.pop()
+        if layer not in paths:
+            paths[layer] = prefix + layer.name
+            inner = ((f"{paths[layer]}/", x) for x in reversed(layer._layers))
+            pending.extend(inner)
+    return paths
 
 
 def functional_graph(model):
@@ -202,6 +233,16 @@ def was_called(layer):
 def has_seed_generator(layer):
     """Whether Keras tracks a seed generator in the layer itself."""
     return bool(layer._seed_generators)
+
+
+def add_seed_generator(layer):
+    """Give a layer of Keras that was created with rate 0 its seed generator."""
+    if hasattr(layer, "seed") and not (has_seed_generator(layer) or layer._layers):
+        locked = layer._tracker.locked
+        layer._tracker.unlock()
+        layer.seed_generator = keras.random.SeedGenerator(layer.seed)
+        if locked:
+            layer._tracker.lock()
 
 
 def time_steps(layer):

@@ -15,16 +15,20 @@ import pytest
 EVERYWHERE = {
     f"test_{name}.py"
     for name in (
+        "audit",
         "bits",
+        "chance",
         "equal_names",
         "exact_ensemble",
         "fingerprint",
+        "insert",
         "kernels",
         "layers",
         "layers_in_keras",
         "layers_saved",
         "processes",
         "rate_schedule",
+        "rates",
         "masks_run",
         "sampled_calls",
         "sampling",
@@ -41,7 +45,8 @@ EVERYWHERE = {
 if os.environ.get("CI_FULL") == "1":
     # Minutes long.
     EVERYWHERE |= {
-        f"test_{name}.py" for name in ("remaining", "replace", "replace_copy")
+        f"test_{name}.py"
+        for name in ("remaining", "replace", "replace_copy", "replace_paths")
     }
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.rglob("test_*.py")

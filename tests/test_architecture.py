@@ -20,7 +20,7 @@ FLOORS = [
     {"kdrop.keras_internals", "kdrop.schedules"},
     {"kdrop.masks"},
     {"kdrop.layers"},
-    {"kdrop.models", "kdrop.ensemble"},
+    {"kdrop.models", "kdrop.ensemble", "kdrop.auditing"},
     {"kdrop.serving"},
     {"kdrop.training"},
     {"train", "examples"},

@@ -12,6 +12,7 @@ from kdrop import backend, keras_internals
 from kdrop.layers import regions, units
 from kdrop.layers.base import Noise, drop_layers
 from kdrop.layers.draws import Draws
+from kdrop.layers.rates import drops_by_rate, has_drop_name, rate_of
 
 _REPLACEMENTS = {
     keras.layers.Dropout: units.InvertedDropout,
@@ -22,9 +23,6 @@ _REPLACEMENTS = {
     keras.layers.SpatialDropout3D: regions.SpatialDropout3D,
 }
 
-# The names that layers of Keras, KerasHub and others use for the fraction to drop.
-_RATE_NAMES = ("rate", "p", "dropout", "recurrent_dropout")
-
 
 def replace(model, in_place=False):
     """Replace the dropout layers of Keras in a model by those of kdrop.
@@ -33,6 +31,10 @@ def replace(model, in_place=False):
     tracks is replaced: in graphs, attributes, lists and dictionaries of layers, in
     wrappers, nested models and `MultiHeadAttention`. Names, rates, seeds (modulo 2^32),
     noise shapes, dtype policies, weights and the model's class do not change.
+
+    So are the drop paths of KerasHub, `keras.applications`, KerasCV and others, by
+    `DropPath`, which drops right where theirs does not: layers whose class is named
+    DropPath or StochasticDepth, which have a rate and return their input at inference.
 
     One warning names the layers that still drop: subclasses of Keras's dropout layers,
     and layers that drop without one, such as `LSTM(dropout=0.1)`.
@@ -69,8 +71,9 @@ def replace(model, in_place=False):
     result = model if in_place else _copy(model)
     with backend.strategy_scope(result):
         for layer, other, config in zip(layers, _layers(result), configs, strict=True):
-            if type(other) in _REPLACEMENTS:
-                keras_internals.become(other, _REPLACEMENTS[type(other)], config)
+            kind = _replaced_type(other)
+            if kind is not type(other):
+                keras_internals.become(other, kind, config)
                 # The original had been replaced; loading created Keras's layer again.
                 if isinstance(layer, Noise) and layer is not other:
                     other.draws.resume(layer.draws)
@@ -102,12 +105,11 @@ def _drops(layer):
     if isinstance(layer, Noise):
         return False
     # Some layers of KerasHub draw from Keras's global generator.
-    named = "drop" in type(layer).__name__.lower()
-    innermost = len(keras_internals.layers_of(layer)) == 1
-    if not keras_internals.has_seed_generator(layer) and not (named and innermost):
+    alone = has_drop_name(layer) and len(keras_internals.layers_of(layer)) == 1
+    if not keras_internals.has_seed_generator(layer) and not alone:
         return False
     names = (name for name in vars(layer) if "drop" in name and name[0] != "_")
-    rates = (getattr(layer, name, None) for name in (*_RATE_NAMES, *names))
+    rates = (rate_of(layer), *(getattr(layer, name, None) for name in names))
     return any(isinstance(rate, numbers.Real) and rate > 0 for rate in rates)
 
 
@@ -117,11 +119,28 @@ def _layers(model):
 
 
 def _replaced_type(layer):
-    return _REPLACEMENTS.get(type(layer), type(layer))
+    path = regions.DropPath if _is_drop_path(layer) else type(layer)
+    return _REPLACEMENTS.get(type(layer), path)
 
 
 def _is_replaced(layer):
-    return _replaced_type(layer) in _REPLACEMENTS.values()
+    kinds = {*_REPLACEMENTS.values(), regions.DropPath}
+    return _replaced_type(layer) in kinds
+
+
+def _is_drop_path(layer):
+    """Whether a layer of another library is what `DropPath` is, or means to be."""
+    named = type(layer).__name__.lower().endswith(("droppath", "stochasticdepth"))
+    # An unscaled one has another mean in training, as its user asked.
+    scaled = getattr(layer, "scale_by_keep", True)
+    if isinstance(layer, Noise) or not (named and scaled and drops_by_rate(layer)):
+        return False
+    ones = keras.ops.ones((2, 3), layer.compute_dtype)
+    try:
+        outputs = layer.call(ones, training=False)
+    except Exception:  # one of several inputs, or without an inference mode
+        return False
+    return outputs is ones
 
 
 def _replacement_config(layer):
@@ -131,6 +150,13 @@ def _replacement_config(layer):
     # The configs of Keras's spatial layers lack `trainable` and the policy.
     missing = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
     config = {**layer.get_config(), **missing}
+    if _is_drop_path(layer):
+        names, rate = ("name", "seed", "dtype", "trainable"), rate_of(layer)
+        config = {
+            "rate": rate,
+            "seed": None,
+            **{x: config[x] for x in config.keys() & names},
+        }
     if config["seed"] is not None:
         config["seed"] %= 2**32
     _replaced_type(layer)(**config)

@@ -28,7 +28,9 @@ def test_a_public_name_is_documented_on_one_page(name):
     assert len(re.findall(directive, "\n".join(PAGES.values()))) == 1
 
 
-@pytest.mark.parametrize("command", ["train.py", "-m kdrop.serving"])
+@pytest.mark.parametrize(
+    "command", ["train.py", "-m kdrop.serving", "-m kdrop.auditing"]
+)
 def test_options_are_documented_by_the_help_of_their_command(command):
     pages = "\n".join(PAGES.values())
     assert re.search(rf"(?m)^lines = !.*{re.escape(command)} --help", pages)

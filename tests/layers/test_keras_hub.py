@@ -174,23 +174,69 @@ def test_generate(name, in_place, tmp_path):
     assert_equal(generate(loaded), expected)
 
 
-@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
-def test_paths_of_kerashub_are_named(in_place):
-    original = keras_hub.models.MiTBackbone(
-        layerwise_depths=[2, 2],
+def paths(name):
+    if name == "MiT":
+        return keras_hub.models.MiTBackbone(
+            layerwise_depths=[2, 2],
+            num_layers=2,
+            layerwise_num_heads=[1, 2],
+            layerwise_sr_ratios=[2, 1],
+            max_drop_path_rate=0.3,
+            layerwise_patch_sizes=[3, 3],
+            layerwise_strides=[2, 2],
+            image_shape=(16, 16, 3),
+            hidden_dims=[4, 8],
+        )
+    settings = {"position_embedding_shape": (8, 8)} if name == "DINOV2" else {}
+    return getattr(keras_hub.models, f"{name}Backbone")(
+        image_shape=(8, 8, 3),
+        patch_size=4,
         num_layers=2,
-        layerwise_num_heads=[1, 2],
-        layerwise_sr_ratios=[2, 1],
-        max_drop_path_rate=0.3,
-        layerwise_patch_sizes=[3, 3],
-        layerwise_strides=[2, 2],
-        image_shape=(16, 16, 3),
-        hidden_dims=[4, 8],
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        drop_path_rate=0.3,
+        **settings,
     )
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
+@pytest.mark.parametrize("name", ["MiT", "DINOV2", "DINOV3"])
+def test_paths_of_kerashub_are_replaced(name, in_place):
+    original = paths(name)
     inputs = batch(original)
     expected = original(inputs)
-    with pytest.warns(UserWarning, match="does not sample: .*drop_path"):
-        replaced = kdrop.replace(original, in_place=in_place)
-    assert type(replaced) is keras_hub.models.MiTBackbone
+    replaced = kdrop.replace(original, in_place=in_place)
+    assert type(replaced) is type(original)
     assert_equal(replaced(inputs), expected)
-    assert all("drop_path" in name for name in remaining(replaced))
+    kinds = [type(x) for x in kdrop.drop_layers(replaced) if x.rate > 0]
+    assert kdrop.DropPath in kinds and not remaining(replaced)
+    assert differ(replaced(inputs, training=True), expected)
+
+
+@pytest.mark.parametrize("name", ["DINOV2", "DINOV3"])
+def test_paths_without_a_floor_are_found_out(name):
+    """KerasHub 0.32 multiplies by a uniform number, and raises in its own model."""
+    rows = [x for x in kdrop.audit(paths(name)) if x.kind == f"{name}DropPath"]
+    assert rows and all(row.dropped == 0 and row.mean > 1.3 for row in rows)
+    assert all("raises in training" in row.problems[0] for row in rows)
+    alone = keras.Sequential([keras.Input(batch_shape=(10000, 4))])
+    alone.add(type(paths(name).encoder.layers[-1].drop_path)(0.5))
+    (row,) = kdrop.audit(alone)
+    assert row.dropped == 0 and abs(row.mean - 2) < 0.05 and not row.ok
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
+def test_rates_of_a_preset_are_set(tmp_path):
+    model = build("Bert")
+    inputs = batch(model)
+    kdrop.set_dropout(model, 0.0)
+    assert not differ(model(inputs, training=True), model(inputs))
+    rates = kdrop.set_dropout(model, 0.5)
+    assert len(rates) == 7
+    assert differ(model(inputs, training=True), model(inputs))
+    assert model.dropout == 0.5
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded(inputs)
+    assert [row.rate for row in kdrop.audit(loaded, inputs)] == [0.5] * 7

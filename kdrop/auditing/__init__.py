@@ -1,0 +1,1 @@
+"""What the random layers of a model do, measured by calling them."""

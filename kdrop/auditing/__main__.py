@@ -1,0 +1,50 @@
+"""Audit the random layers of a saved model.
+
+    python -m kdrop.auditing model.keras              # in float32 and bfloat16
+    python -m kdrop.auditing model.keras --replicas --recompute
+
+The status is 0 if every layer does what it is asked for, 1 if one does not, 2 for wrong
+use. The inputs are made up from the model's; for others call `kdrop.audit`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import keras
+
+from kdrop import backend
+from kdrop.auditing.report import audit
+from kdrop.errors import UserError, one_sentence
+
+
+@one_sentence("kdrop.auditing", "hub")
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "kdrop.auditing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="a .keras file")
+    for name, job in (
+        ("--replicas", "on two replicas; a CPU is split in two"),
+        ("--recompute", "where the backward pass computes a layer again"),
+    ):
+        parser.add_argument(name, action="store_true", help=f"audit {job}")
+    options = parser.parse_args()
+    if not options.model.is_file():
+        raise UserError(f"there is no file {options.model}")
+    if options.replicas:
+        backend.split_cpu()
+    try:
+        model = keras.models.load_model(options.model, compile=False)
+    except Exception as error:  # Keras has many
+        first = str(error).splitlines()[0]
+        raise UserError(f"{options.model} cannot be loaded: {first}") from None
+    table = audit(model, replicas=options.replicas, recompute=options.recompute)
+    print(table)
+    sys.exit(0 if table.ok else 1)
+
+
+if __name__ == "__main__":
+    main()
