@@ -29,11 +29,11 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean of `-log` of the probability of each label, in nats.
 
-    A probability of 0 counts as 1.2e-38, the smallest of float32.
+    A probability below 1e-7 counts as 1e-7, as in the loss of Keras.
     """
     classes = distributions(probabilities)
     of_label = np.take_along_axis(classes, np.asarray(labels)[:, None], axis=-1)
-    return float(-np.log(np.maximum(of_label, np.finfo("float32").tiny)).mean())
+    return float(-np.log(np.maximum(of_label, keras.config.epsilon())).mean())
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:

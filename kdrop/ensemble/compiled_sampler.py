@@ -154,7 +154,7 @@ def warn_of_other_dropout(model, stacklevel=3):
         warnings.warn(
             f"These layers of model {model.name!r} stay at inference while it is "
             f"sampled: {', '.join(map(repr, names))}. `kdrop.replace(model)` replaces "
-            "the dropout layers of Keras by those of kdrop.",
+            "the dropout layers of Keras, but no dropout in a layer's own code (LSTM).",
             stacklevel=stacklevel,
         )
 

@@ -245,7 +245,8 @@ def _limitations(model):
     if names := remaining(model):
         yield (
             "These layers drop without a layer of kdrop, which kdrop does not sample: "
-            f"{', '.join(map(repr, names))}."
+            f"{', '.join(map(repr, names))}. Set their own `dropout` to 0 and put "
+            "layers of kdrop beside them."
         )
     names = [
         layer.name
