@@ -61,7 +61,6 @@ def test_one_number_for_all():
         (kdrop.schedules.linear(0.0, 0.3), {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3}),
         (kdrop.schedules.over_depth(0.4, 4), {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4}),
     ],
-    ids=str,
 )
 def test_rates_by_name_place_and_depth(rate, expected):
     model = model_of()
@@ -144,7 +143,6 @@ def test_a_saved_model_has_the_new_rates(tmp_path):
         ({"first": 0.1, "last": 1}, "rate=1"),
         (lambda depth: depth, "rate=1.0"),
     ],
-    ids=str,
 )
 def test_wrong_rates_are_refused_and_change_nothing(rate, message):
     model = model_of()
