@@ -34,8 +34,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.model.is_file():
         raise UserError(f"there is no file {options.model}")
-    if options.replicas:
-        backend.split_cpu()
+    if options.replicas and backend.name() == "tensorflow":
+        backend.two_replicas()  # before the model creates its variables
     try:
         model = keras.models.load_model(options.model, compile=False)
     except Exception as error:  # Keras has many

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 import kdrop
-from kdrop.auditing.chance import frequency_bound
+from kdrop.auditing.measure import chance_bound
 
 
 def chain(*inner, shape=(8,), **kwargs):
@@ -315,7 +315,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_the_bound_is_that_of_the_decisions_made():
     """4,096 positions share the decision of a row."""
     row = row_of(kdrop.DropPath(0.3), (64, 64))
-    assert row.bound >= frequency_bound(0.3, row.dropped, 2**16 + 2**14) * 0.9
+    assert row.bound >= chance_bound(0.3 * 0.7, 2**19)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="of other backends")
