@@ -167,26 +167,15 @@ def compiled(function, signature, *static, xla=True):
     return tf.function(function, autograph=False, **options)
 
 
-def gradients(function, arguments, upstream):
-    """The gradient for each argument of a function, from that of its result."""
+def output_and_gradients(function, arguments, upstream):
+    """The result of a function, and the gradient for each argument from its own."""
     if name() == "jax":
-        return jax.vjp(function, *arguments)[1](upstream)
+        outputs, backward = jax.vjp(function, *arguments)
+        return outputs, backward(upstream)
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         outputs = function(*arguments)
-    return tape.gradient(outputs, arguments, upstream)
-
-
-def output_and_gradient(function, inputs):
-    """The output of a function in a TensorFlow graph, and the gradient of its sum."""
-
-    def both():
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            outputs = function(inputs)
-        return outputs, tape.gradient(outputs, inputs)
-
-    return traced(both)()
+    return outputs, tape.gradient(outputs, arguments, upstream)
 
 
 def traced(function):
@@ -199,14 +188,14 @@ def traced(function):
 def two_replicas():
     """A strategy of two replicas: GPUs, or a CPU split in two if nothing ran before."""
     with contextlib.suppress(RuntimeError):
-        configuration = [tf.config.LogicalDeviceConfiguration()] * 2
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
         (cpu,) = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(cpu, configuration)
+        tf.config.set_logical_device_configuration(cpu, halves)
     gpus = tf.config.list_logical_devices("GPU")
     devices = gpus if len(gpus) > 1 else tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         raise ValueError(
-            "replicas need two devices: on a CPU, call "
+            "replicas need two devices: call "
             "`tf.config.set_logical_device_configuration` before anything else"
         )
     return tf.distribute.MirroredStrategy([x.name for x in devices[:2]])

@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -31,96 +30,95 @@ def to_numpy(outputs):
     ]
 
 
-class _Drops(NamedTuple):
-    value: float  # of dropped units
-    fraction: float
-    bound: float | None  # how far chance may bring it from the rate; `None` for noise
-    together: str | None  # what one decision drops; `None` if nothing is random
-    count: float  # of independent decisions
-
-
 def measure(layer, shape, rate):
     """What calls on ones show of a layer that changes each element by itself.
 
-    Returns fields of its row, its problems, and the shape of one call. Raises what the
-    layer raises for inputs of this shape.
+    Returns fields of its row, and the shape of one call. Raises what the layer raises
+    for inputs of this shape.
     """
     asked, rate = rate is not None or hasattr(layer, "stddev"), rate or 0.0
-    outputs, shared = _outputs(layer, shape, rate)
-    drops = _drops(outputs, shared, rate)
-    fresh = bool((outputs != outputs[0]).any()) or None
-    by_call = drops.count / len(outputs)
-    if not fresh and (drops.bound is None or 2 * by_call * rate * (1 - rate) > _LOG):
-        fresh = False  # independent calls surely differ
+    outputs = _outputs(layer, shape, rate)
+    single = _independent(outputs)
+    drops = _drops(single, rate)
+    dropped, _, bound, together, count = drops
+    if together is not None:
+        together = together.format(_group(outputs, single))
     mean, variance, problems = _moments(layer, outputs, drops, rate)
-    if drops.bound is not None and abs(drops.fraction - rate) > drops.bound:
-        problems.insert(0, f"drops {drops.fraction:.4f} in place of {rate:.4g}")
-    fields = {"dropped": drops.fraction, "mean": mean, "variance": variance}
-    fields |= {"together": drops.together, "bound": drops.bound, "fresh": fresh}
-    problems = ["calls repeat their masks"] * (fresh is False) + problems * asked
-    return fields, problems, outputs.shape[1:]
+    if bound is not None and abs(dropped - rate) > bound:
+        problems.insert(0, f"drops {dropped:.4f} in place of {rate:.4g}")
+    problems = problems if asked else []
+    fresh = bool((single != single[0]).any()) or None
+    chances = 2 * rate * (1 - rate) * count / len(single)
+    if not fresh and (bound is None or chances > _LOG):  # independent calls differ
+        fresh = False
+        problems.append("calls repeat their masks")
+    fields = {"dropped": dropped, "mean": mean, "variance": variance, "fresh": fresh}
+    fields |= {"bound": bound if asked else None, "together": together}
+    return {**fields, "problems": problems}, outputs.shape[1:]
 
 
-def _drops(outputs, shared, rate):
-    once = len(shared) == outputs.ndim - 1
-    values = np.unique(outputs if once else outputs[0])
+def _drops(single, rate):
+    """What independent outputs show.
+
+    Returns the fraction dropped; the value of dropped units; how far chance may bring
+    the fraction from the rate, `None` for noise; the form of what is decided together,
+    `None` if nothing is random; the number of independent decisions.
+    """
+    values = np.unique(single[0] if single[0].size > 1 else single)
     # The lower of two values is that of dropped units: `AlphaDropout` sets another.
     value = float(values[0]) if len(values) == 2 else 0.0
-    is_dropped = outputs == value
-    fraction = float(is_dropped.mean())
-    together = _together(outputs.shape[1:], shared) if len(values) > 1 else None
+    fraction = float((single == value).mean())
+    together = "{}" if len(values) > 1 else None
 
-    rows = is_dropped.mean(axis=tuple(range(2, outputs.ndim)))
-    rows = rows[:, :1] if 0 in shared else rows
-    units = _decisions(outputs.shape[1:], shared | {0})
-    if len(values) > 2 and fraction < (rate or 1) / 2:
-        return _Drops(value, fraction, None, together, rows.size * units)
-    if 0 < fraction < 1 and np.ptp(rows) == 0:  # the same number in each row
-        bound = 0.5 / units + 1e-6
-        return _Drops(value, fraction, bound, together, rows.size * units)
+    rows, units = (
+        (single == value).mean(axis=tuple(range(2, single.ndim))),
+        single[0, 0].size,
+    )
     # Where blocks drop, rows vary as if they had fewer decisions.
     block = float(rows.var()) * units / max(fraction * (1 - fraction), 1e-9)
-    count = rows.size * units / max(block, 1)
-    together = f"block of {together}s" if block > 2 else together
-    return _Drops(
-        value, fraction, chance_bound(rate * (1 - rate), count), together, count
-    )
+    count = single.size / max(block, 1)
+    bound = chance_bound(rate * (1 - rate), count)
+    if len(values) > 2 and fraction < (rate or 1) / 2:
+        bound = None
+    elif 0 < fraction < 1 and np.ptp(rows) == 0:  # the same number in each row
+        bound = 0.5 / units + 1e-6
+    elif block > 2:
+        together = "block of {}s"
+    return fraction, value, bound, together, count
 
 
 def _moments(layer, outputs, drops, rate):
     """The mean and the variance of the outputs, and the problems that they show."""
-    shape, calls = outputs.shape[1:], len(outputs)
-    ones = ops.ones(shape, layer.compute_dtype)
+    _, dropped_value, bound, _, count = drops
+    ones = ops.ones(outputs.shape[1:], layer.compute_dtype)
     expected = float(to_numpy(layer(ones, training=False))[0].mean())
-    noise = rate / max(1 - rate, 1e-9)
-    if isinstance(layer, UniformDropout):
-        noise = rate**2 / 3
+    uniform = isinstance(layer, UniformDropout)
+    noise = rate**2 / 3 if uniform else rate / max(1 - rate, 1e-9)
     law = layer.stddev**2 if hasattr(layer, "stddev") else noise * expected**2
-    if drops.value:  # what such a layer keeps is a mean of 0 and a variance of 1
-        values = np.random.default_rng(0).normal(size=shape)
-        outputs = _called(layer, (values - values.mean()) / values.std(), calls)
+    if dropped_value:  # what such a layer keeps is a mean of 0 and a variance of 1
+        outputs = _called(layer, np.resize([-1.0, 1.0], ones.shape), len(outputs))
         expected, law = 0.0, 1.0
     mean = float(outputs.mean(dtype="float64"))
     squares = (outputs - mean) ** 2
     variance = float(squares.mean(dtype="float64"))
 
-    rounding = _ROUNDING.get(layer.compute_dtype, 1e-6) * max(1, abs(expected))
-    bound = chance_bound(float(squares.var()), drops.count, float(squares.max()))
     problems = []
-    if abs(variance - law) > bound + rounding and drops.value:
+    rounding = _ROUNDING.get(layer.compute_dtype, 1e-6) * max(1, abs(expected))
+    near = chance_bound(float(squares.var()), count, float(squares.max())) + rounding
+    if abs(variance - law) > near and dropped_value:
         problems.append(f"variance 1 becomes {variance:.4f}")
-    elif abs(variance - law) > bound + rounding and drops.bound is None:
+    elif abs(variance - law) > near and bound is None:
         problems.append(f"noise of variance {variance:.4f} that drops nothing")
-    bound = chance_bound(max(variance, law), drops.count, float(np.ptp(outputs)) or 1.0)
-    if abs(mean - expected) > bound + rounding:
+    near = chance_bound(max(variance, law), count, float(np.ptp(outputs)) or 1.0)
+    if abs(mean - expected) > near + rounding:
         problems.append(f"mean {mean:.4f} in training, {expected:.4f} at inference")
     return mean, variance, problems
 
 
-def _together(shape, shared):
+def _group(outputs, single):
     """What one decision drops; axes of size 1 tell nothing."""
-    last = len(shape) - 1
-    inner = tuple(axis for axis in range(1, last + 1) if shape[axis] > 1)
+    last = outputs.ndim - 2
+    inner = tuple(a for a in range(1, last + 1) if outputs.shape[a + 1] > 1)
     names = {  # by the axes of which each position has its decision; later ones prevail
         (1,): "channel",
         tuple(axis for axis in inner if axis < last): "token",
@@ -128,49 +126,45 @@ def _together(shape, shared):
         inner: "unit",
         (): "row",
     }
-    alone = tuple(axis for axis in inner if axis not in shared)
+    alone = tuple(axis for axis in inner if single.shape[axis + 1] > 1)
     name = names.get(alone, f"axes {alone}")
-    if 0 not in shared:
+    if single.shape[1] > 1:
         return name
     return "batch" if name == "row" else f"{name} of the batch"
 
 
 def _outputs(layer, shape, rate):
-    """Outputs for ones in many calls, and the axes along which decisions are shared.
-
-    In many rows, and with few positions along axes that share their decisions.
-    """
+    """Outputs for ones in many calls, of many rows; few positions that are alike."""
     try:
-        outputs = _called(layer, np.ones(_sizes(shape, set())), 4)
-        shared = _shared_axes(outputs)
-        if shared:
-            shape = _sizes(outputs.shape[1:], shared)
+        outputs = _called(layer, np.ones(_sizes(shape, (2, *shape[1:]))), 4)
+        _, *alone = _independent(outputs).shape
+        if 1 in alone:
+            shape = _sizes(outputs.shape[1:], alone)
+            decisions = math.prod(n for n, m in zip(shape, alone, strict=True) if m > 1)
             # At low rates, one decision a call needs many before it drops at all.
             most = min(max(int(64 / (rate or 1)), 2**9), 2**12)
-            calls = min(2**16 // _decisions(shape, shared), most)
-            outputs = _called(layer, np.ones(shape), max(calls, 4))
-    except Exception:  # it may only take its own shape
-        calls = min(2**9, 2**24 // math.prod(shape))
-        outputs = _called(layer, np.ones(shape), max(calls, 4))
-    return outputs, _shared_axes(outputs)
+            calls = max(min(2**16 // decisions, most), 4)
+            outputs = _called(layer, np.ones(shape), calls)
+    except Exception:  # it may take no shape but its own
+        calls = max(min(2**9, 2**24 // math.prod(shape)), 4)
+        outputs = _called(layer, np.ones(shape), calls)
+    return outputs
 
 
-def _sizes(shape, shared):
-    last = len(shape) - 1
-    inner = [
-        min(n, 2 if axis in shared else 16 if axis < last else n)
-        for axis, n in enumerate(shape)
-    ][1:]
-    return 2 if 0 in shared else max(2**17 // math.prod(inner), 8), *inner
+def _sizes(shape, alone):
+    """Two positions along axes of size 1 in `alone`, and as many rows as it takes."""
+    most = [*[16] * (len(shape) - 1), shape[-1]]
+    sizes = zip(shape, most, alone, strict=True)
+    rows, *inner = (min(n, m if each > 1 else 2) for n, m, each in sizes)
+    return 2 if alone[0] == 1 else max(2**17 // math.prod(inner), 8), *inner
 
 
-def _decisions(shape, shared):
-    return math.prod(n for axis, n in enumerate(shape) if axis not in shared)
-
-
-def _shared_axes(outputs):
-    first = (outputs.take([0], axis + 1) for axis in range(outputs.ndim - 1))
-    return {axis for axis, values in enumerate(first) if (outputs == values).all()}
+def _independent(outputs):
+    """The outputs without the positions along an axis that are all alike."""
+    for axis in range(1, outputs.ndim):
+        first = outputs.take([0], axis)
+        outputs = first if (outputs == first).all() else outputs
+    return outputs
 
 
 def _called(layer, values, calls):
@@ -195,31 +189,26 @@ def saved(layer, shape, rate, _):
         classes = {type(layer).__name__: type(layer)}
         loaded = keras.models.load_model(f"{folder}/layer.keras", classes)
     if not isinstance(layer, Noise):
-        _, problems, _ = measure(loaded.layers[-1], shape, rate)
+        problems = measure(loaded.layers[-1], shape, rate)[0]["problems"]
         return [f"saved and loaded, {x}" for x in problems]
-    one, other = (
-        np.stack([to_numpy(x(ones, training=True))[0] for _ in range(4)])
-        for x in (model, loaded)
-    )
-    same = np.allclose(one, other, rtol=1e-5, atol=1e-6)
-    return [] if same else ["saved and loaded, it draws other masks"]
+    for _ in range(4):
+        one, other = (to_numpy(x(ones, training=True))[0] for x in (model, loaded))
+        if not np.allclose(one, other, rtol=1e-5, atol=1e-6):
+            return ["saved and loaded, it draws other masks"]
+    return []
 
 
 def bfloat16(layer, shape, rate, _):
-    return measure(copy(layer, dtype="bfloat16"), shape, rate)[1]
+    return measure(copy(layer, dtype="bfloat16"), shape, rate)[0]["problems"]
 
 
 def replicas(layer, shape, _, strategy):
     with strategy.scope():
         twin = copy(layer)
-    local, ones = (
-        strategy.experimental_local_results,
-        ops.ones(shape, twin.compute_dtype),
-    )
+    ones = ops.ones(shape, layer.compute_dtype)
     twin(ones, training=False)
-    both = backend.traced(
-        lambda: local(strategy.run(twin, (ones,), {"training": True}))
-    )
+    local, training = strategy.experimental_local_results, {"training": True}
+    both = backend.traced(lambda: local(strategy.run(twin, (ones,), training)))
     pairs = np.array([[to_numpy(x)[0] for x in both()] for _ in range(16)])
     share = np.ptp(pairs) > 0 and (pairs[:, 0] == pairs[:, 1]).all()
     return ["two replicas share their masks"] if share else []
@@ -231,8 +220,8 @@ def recompute(layer, shape, *_):
     twin(ones, training=False)
     remat = keras.remat(lambda inputs: twin(inputs, training=True))
     with StepClock().start(twin):
-        both = backend.output_and_gradient(remat, ones)
-    outputs, gradient = (to_numpy(x)[0] for x in both)
+        call = backend.traced(lambda: backend.output_and_gradients(remat, [ones], ones))
+        outputs, gradient = to_numpy(call())
     # Noise is its own gradient, and that of a dropped unit is 0.
     dropped = outputs == (0 if 0 in outputs else outputs.min())
     same = np.allclose(outputs, gradient, 1e-2) or np.all(dropped == (gradient == 0))

@@ -1,7 +1,7 @@
 """Audit a model: one row for each layer that is random in training."""
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from kdrop.layers.base import Noise
 from kdrop.layers.rates import drops_by_rate, inner_layers, rate_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """What one layer is asked for, and what it does. `None`: not measured.
 
@@ -38,7 +38,7 @@ class Row:
     bfloat16: bool | None = None  # a copy in bfloat16 does the same
     replicas: bool | None = None  # two replicas draw other masks
     recompute: bool | None = None  # forward and backward masks agree
-    problems: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool | None:
@@ -134,14 +134,14 @@ def _rows(model, recorded, strategy, recompute):
             continue  # what is random at inference makes all around it so
         row = Row(paths[layer], type(layer).__name__, _asked(layer))
         try:
-            row, plain, trained = _called(row, layer, call, held)
+            plain, trained = _call(row, layer, call, held)
             if not (row.fresh or row.problems or drops_by_rate(layer)):
                 continue
-            row, shape = _measured(row, layer, call.single_input(), plain, trained)
+            shape = _measure(row, layer, call.single_input(), plain, trained)
             if shape and not row.problems:
-                row = _copied(row, layer, shape, strategy, recompute)
+                _check_copies(row, layer, shape, strategy, recompute)
         except Exception as error:  # whatever the code of a layer raises
-            row = replace(row, problems=(f"cannot be measured ({_first(error)})",))
+            row.problems = [f"cannot be measured ({_first(error)})"]
         rows[layer] = row
     for layer, path in paths.items():
         cell = hasattr(layer, "state_size")  # its layer has the row
@@ -156,41 +156,40 @@ def _asked(layer):
     return max(rate or 0.0, recurrent) or rate
 
 
-def _called(row, layer, call, held):
-    """The row with what calls show apart from `held` layers in it, and two outputs."""
-    problems = []
+def _call(row, layer, call, held):
+    """Compare calls, with the layers `held` at inference; return outputs of both."""
     with keras_internals.wrapped_calls(held, _at_inference):
         plain, other = (to_numpy(call.run(layer, False)) for _ in range(2))
         try:
             trained, *others = (to_numpy(call.run(layer, True)) for _ in range(3))
         except Exception as error:  # whatever the code of a layer raises
             trained, others = plain, []
-            problems.append(f"raises in training ({_first(error)})")
-    quiet = not _differ(plain, other)
-    fresh = any(_differ(trained, x) for x in others) or None
-    problems += [] if quiet else ["random at inference"]
-    row = replace(row, fresh=fresh, quiet=quiet, problems=tuple(problems))
-    return row, plain, trained
+            row.problems.append(f"raises in training ({_first(error)})")
+    row.fresh = any(_differ(trained, x) for x in others) or None
+    row.quiet = not _differ(plain, other)
+    if not row.quiet:
+        row.problems.append("random at inference")
+    return plain, trained
 
 
-def _measured(row, layer, inputs, plain, trained):
-    """The row with the dropped fraction; the shape for copies, `None` for no copies."""
+def _measure(row, layer, inputs, plain, trained):
+    """Measure what is dropped; return the shape for copies, `None` for no copies."""
     if inputs is None:
-        return row, None
+        return None
     shape = tuple(inputs.shape)
     if _is_elementwise(layer, inputs, plain, trained):
         # One that raises may have been built for another shape.
         target = measure.copy(layer) if row.problems else layer
-        values, problems, shape = measure.measure(target, shape, row.rate)
+        values, shape = measure.measure(target, shape, row.rate)
         if row.rate is None and values["together"] is None:
-            return row, None  # it augments images, say, and leaves ones as they are
-        return replace(row, **values, problems=(*row.problems, *problems)), shape
-    if not isinstance(layer, Noise):
-        return row, None
-    if row.rate and trained[0].shape[1:2] < shape[1:2]:  # `TokenDropout`
-        dropped, bound = 1 - trained[0].shape[1] / shape[1], 0.5 / shape[1] + 1e-6
-        row = replace(row, dropped=dropped, bound=bound, together="token")
-    return row, shape
+            return None  # it augments images, say, and leaves ones as they are
+        vars(row).update(values, problems=row.problems + values["problems"])
+    elif not isinstance(layer, Noise):
+        return None
+    elif row.rate and trained[0].shape[1:2] < shape[1:2]:  # `TokenDropout`
+        row.dropped, row.together = 1 - trained[0].shape[1] / shape[1], "token"
+        row.bound = 0.5 / shape[1] + 1e-6
+    return shape
 
 
 def _is_elementwise(layer, inputs, plain, trained):
@@ -204,23 +203,22 @@ def _is_elementwise(layer, inputs, plain, trained):
     return np.allclose(outputs, scale * inputs, rtol=1e-2, atol=1e-6)
 
 
-def _copied(row, layer, shape, strategy, recompute):
-    """The row with the checks that need a copy of the layer."""
+def _check_copies(row, layer, shape, strategy, recompute):
+    is_random = row.mean is not None and row.together is not None
     checks = {
         "saved": True,
-        "bfloat16": row.mean and row.together and layer.compute_dtype != "bfloat16",
-        "replicas": row.mean and strategy and "batch" not in (row.together or "batch"),
-        "recompute": row.mean and row.together and recompute,
+        "bfloat16": is_random and layer.compute_dtype != "bfloat16",
+        "replicas": is_random and strategy and "batch" not in row.together,
+        "recompute": is_random and recompute,
     }
     for name in (name for name, asked in checks.items() if asked):
         try:
             problems = getattr(measure, name)(layer, shape, row.rate, strategy)
         except Exception as error:  # whatever the code of a layer raises
             problems = [f"{name}: a copy raises {type(error).__name__}"]
-        row = replace(row, **{name: not problems})
+        setattr(row, name, not problems)
         if name != "bfloat16":
-            row = replace(row, problems=(*row.problems, *problems))
-    return row
+            row.problems += problems
 
 
 def _at_inference(layer, call, *args, **kwargs):
