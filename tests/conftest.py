@@ -17,7 +17,6 @@ EVERYWHERE = {
     for name in (
         "audit",
         "bits",
-        "chance",
         "equal_names",
         "exact_ensemble",
         "fingerprint",
