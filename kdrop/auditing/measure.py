@@ -39,10 +39,7 @@ def measure(layer, shape, rate):
     asked, rate = rate is not None or hasattr(layer, "stddev"), rate or 0.0
     outputs = _outputs(layer, shape, rate)
     single = _independent(outputs)
-    drops = _drops(single, rate)
-    dropped, _, bound, together, count = drops
-    if together is not None:
-        together = together.format(_group(outputs, single))
+    drops = dropped, _, bound, together, count = _drops(outputs, single, rate)
     mean, variance, problems = _moments(layer, outputs, drops, rate)
     if bound is not None and abs(dropped - rate) > bound:
         problems.insert(0, f"drops {dropped:.4f} in place of {rate:.4g}")
@@ -57,24 +54,21 @@ def measure(layer, shape, rate):
     return {**fields, "problems": problems}, outputs.shape[1:]
 
 
-def _drops(single, rate):
-    """What independent outputs show.
+def _drops(outputs, single, rate):
+    """The fraction dropped, and what else the independent outputs show of it.
 
-    Returns the fraction dropped; the value of dropped units; how far chance may bring
-    the fraction from the rate, `None` for noise; the form of what is decided together,
-    `None` if nothing is random; the number of independent decisions.
+    Besides: the value of dropped units; how far chance may bring the fraction from the
+    rate, `None` for noise; what one decision drops, `None` if nothing is random; the
+    number of independent decisions.
     """
     values = np.unique(single[0] if single[0].size > 1 else single)
     # The lower of two values is that of dropped units: `AlphaDropout` sets another.
     value = float(values[0]) if len(values) == 2 else 0.0
-    fraction = float((single == value).mean())
-    together = "{}" if len(values) > 1 else None
-
-    rows, units = (
-        (single == value).mean(axis=tuple(range(2, single.ndim))),
-        single[0, 0].size,
-    )
+    is_dropped, units = single == value, single[0, 0].size
+    fraction = float(is_dropped.mean())
+    together = _group(outputs, single) if len(values) > 1 else None
     # Where blocks drop, rows vary as if they had fewer decisions.
+    rows = is_dropped.mean(axis=tuple(range(2, single.ndim)))
     block = float(rows.var()) * units / max(fraction * (1 - fraction), 1e-9)
     count = single.size / max(block, 1)
     bound = chance_bound(rate * (1 - rate), count)
@@ -83,7 +77,7 @@ def _drops(single, rate):
     elif 0 < fraction < 1 and np.ptp(rows) == 0:  # the same number in each row
         bound = 0.5 / units + 1e-6
     elif block > 2:
-        together = "block of {}s"
+        together = f"block of {together}s"
     return fraction, value, bound, together, count
 
 
@@ -137,18 +131,19 @@ def _outputs(layer, shape, rate):
     """Outputs for ones in many calls, of many rows; few positions that are alike."""
     try:
         outputs = _called(layer, np.ones(_sizes(shape, (2, *shape[1:]))), 4)
+        _, *shape = outputs.shape
         _, *alone = _independent(outputs).shape
-        if 1 in alone:
-            shape = _sizes(outputs.shape[1:], alone)
-            decisions = math.prod(n for n, m in zip(shape, alone, strict=True) if m > 1)
-            # At low rates, one decision a call needs many before it drops at all.
-            most = min(max(int(64 / (rate or 1)), 2**9), 2**12)
-            calls = max(min(2**16 // decisions, most), 4)
-            outputs = _called(layer, np.ones(shape), calls)
-    except Exception:  # it may take no shape but its own
-        calls = max(min(2**9, 2**24 // math.prod(shape)), 4)
-        outputs = _called(layer, np.ones(shape), calls)
-    return outputs
+        if 1 not in alone:
+            return outputs
+        sizes = _sizes(shape, alone)
+        decisions = math.prod(n for n, m in zip(sizes, alone, strict=True) if m > 1)
+        # At low rates, one decision a call needs many before it drops at all.
+        most = min(max(int(64 / (rate or 1)), 2**9), 2**12)
+        return _called(layer, np.ones(sizes), max(min(2**16 // decisions, most), 4))
+    except Exception:  # it may take no other shape
+        return _called(
+            layer, np.ones(shape), max(min(2**9, 2**24 // math.prod(shape)), 4)
+        )
 
 
 def _sizes(shape, alone):

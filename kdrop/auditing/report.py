@@ -80,18 +80,17 @@ def audit(model, inputs=None, replicas=False, recompute=False):
     on TensorFlow. Layers that drop inside of their code (`LSTM(dropout=0.1)`), that
     have weights, or that augment images, are only asked whether calls differ in
     training and agree at inference. A right layer fails once in a million audits.
-    The model itself does not change: its states are restored.
 
     Args:
-        model: A `keras.Model`.
+        model: A `keras.Model`. It does not change: its states are restored.
         inputs: A small batch, as the model's call takes it; made up if `None`.
         replicas: Whether to call each layer on two replicas of `tf.distribute`.
         recompute: Whether to let the backward pass compute each layer again, as
             `keras.remat` does; kdrop's under `StepClock`.
 
     Returns:
-        A tuple of rows, in the order of the layers, which prints as a table and has
-        `ok`. `kdrop.auditing.report.Row` says what is in a row.
+        A tuple with a `Row` for each such layer, in their order, which prints as a
+        table and has `ok`.
 
     Raises:
         ValueError: For an invalid argument, or a model that needs `inputs`.
