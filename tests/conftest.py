@@ -17,6 +17,7 @@ EVERYWHERE = {
     for name in (
         "audit",
         "bits",
+        "chance",
         "equal_names",
         "exact_ensemble",
         "fingerprint",
