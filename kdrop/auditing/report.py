@@ -19,9 +19,8 @@ from kdrop.layers.rates import drops_by_rate, inner_layers, rate_of
 class Row:
     """What one layer is asked for, and what it does. `None`: not measured.
 
-    `problems` says in words what is wrong; `ok` is whether nothing is, and `None` for a
-    layer that was never called, or whose rate is too low to show. `bfloat16` is no part
-    of it: a layer of that type is measured in it.
+    `ok` is whether there are no problems, and `None` for a layer that was never called,
+    or whose rate is too low to show. `bfloat16` is no part of it.
     """
 
     layer: str  # its name after those of the layers around it
@@ -38,7 +37,7 @@ class Row:
     bfloat16: bool | None = None  # a copy in bfloat16 does the same
     replicas: bool | None = None  # two replicas draw other masks
     recompute: bool | None = None  # forward and backward masks agree
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # in words
 
     @property
     def ok(self) -> bool | None:
@@ -173,22 +172,20 @@ def _call(row, layer, call, held):
 
 def _measure(row, layer, inputs, plain, trained):
     """Measure what is dropped; return the shape for copies, `None` for no copies."""
-    if inputs is None:
-        return None
-    shape = tuple(inputs.shape)
-    if _is_elementwise(layer, inputs, plain, trained):
+    shape = None if inputs is None else tuple(inputs.shape)
+    if shape and _is_elementwise(layer, inputs, plain, trained):
         # One that raises may have been built for another shape.
         target = measure.copy(layer) if row.problems else layer
         values, shape = measure.measure(target, shape, row.rate)
         if row.rate is None and values["together"] is None:
             return None  # it augments images, say, and leaves ones as they are
         vars(row).update(values, problems=row.problems + values["problems"])
-    elif not isinstance(layer, Noise):
-        return None
-    elif row.rate and trained[0].shape[1:2] < shape[1:2]:  # `TokenDropout`
-        row.dropped, row.together = 1 - trained[0].shape[1] / shape[1], "token"
-        row.bound = 0.5 / shape[1] + 1e-6
-    return shape
+        return shape
+    tokens, left = plain[0].shape[1:2], trained[0].shape[1:2]
+    if row.rate and left < tokens:  # as in `TokenDropout`
+        row.dropped, row.together = 1 - left[0] / tokens[0], "token"
+        row.bound = 0.5 / tokens[0] + 1e-6
+    return shape if isinstance(layer, Noise) else None
 
 
 def _is_elementwise(layer, inputs, plain, trained):

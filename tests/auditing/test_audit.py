@@ -94,9 +94,8 @@ class Drop(layers.Layer):
 
 class Less(Drop):
     def noise(self, inputs):
-        return ops.cast(
-            super().noise(inputs) + 1.5 * super().noise(inputs) > 0, "float32"
-        )
+        either = super().noise(inputs) + super().noise(inputs) > 0
+        return ops.cast(either, "float32")
 
 
 class Unscaled(Drop):
@@ -166,7 +165,6 @@ WRONG = {
 def test_a_wrong_layer(kind):
     table = kdrop.audit(chain(kind(), Drop()))
     assert [row.ok for row in table] == [False, True] and not table.ok
-    assert re.search(WRONG[kind], "\n".join(table[0].problems))
     assert re.search(WRONG[kind], str(table))
 
 
@@ -229,14 +227,15 @@ class OwnCode(layers.Layer):
 
 def test_a_layer_is_told_apart_from_those_in_it():
     rows = kdrop.audit(chain(OwnCode(name="own")))
-    assert [(row.layer, row.dropped is None) for row in rows] == [
-        ("own", True), ("own/inner", False)
-    ]  # fmt: skip
+    measured = {row.layer: row.dropped is not None for row in rows}
+    assert measured == {"own": False, "own/inner": True}
 
 
-def test_augmentation_is_listed_without_a_rate():
-    row = row_of(layers.RandomFlip(), (6, 6, 3))
-    assert row.ok and row.rate is None and row.dropped is None and row.fresh
+def test_augmentation_and_dropped_weights_have_no_dropped_fraction():
+    flip = row_of(layers.RandomFlip(), (6, 6, 3))
+    dense = row_of(kdrop.DropConnectDense(2, 0.3))
+    assert flip.rate is None and dense.rate == 0.3 and dense.saved
+    assert all(x.ok and x.dropped is None and x.fresh for x in (flip, dense))
 
 
 def test_what_is_not_random_has_no_row():
@@ -252,10 +251,8 @@ def test_a_layer_that_is_never_called_is_neither_right_nor_wrong():
 
 
 def test_the_model_does_not_change():
-    model = chain(
-        layers.Dense(4), layers.BatchNormalization(), kdrop.InvertedDropout(0.5),
-        layers.Dropout(0.5),
-    )  # fmt: skip
+    drops = kdrop.InvertedDropout(0.5), layers.Dropout(0.5)
+    model = chain(layers.Dense(4), layers.BatchNormalization(), *drops)
     before = [np.array(v) for v in model.variables]
     kdrop.audit(model)
     for one, other in zip(before, model.variables, strict=True):
