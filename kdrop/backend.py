@@ -167,67 +167,38 @@ def compiled(function, signature, *static, xla=True):
     return tf.function(function, autograph=False, **options)
 
 
-def gradients(function, arguments, upstream):
-    """The gradient for each argument of a function, from that of its result."""
+def output_and_gradients(function, arguments, upstream):
+    """The result of a function, and the gradient for each argument from its own."""
     if name() == "jax":
-        return jax.vjp(function, *arguments)[1](upstream)
+        outputs, backward = jax.vjp(function, *arguments)
+        return outputs, backward(upstream)
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         outputs = function(*arguments)
-    return tape.gradient(outputs, arguments, upstream)
+    return outputs, tape.gradient(outputs, arguments, upstream)
 
 
-def output_and_gradient(function, inputs):
-    """The output of a function in a TensorFlow graph, and the gradient of its sum."""
-
-    def both():
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            outputs = function(inputs)
-        return outputs, tape.gradient(outputs, inputs)
-
-    return tf.function(both, autograph=False).get_concrete_function()()
+def traced(function):
+    """The function without arguments, on TensorFlow as a graph."""
+    if name() == "jax":
+        return function
+    return tf.function(function, autograph=False).get_concrete_function()
 
 
-def check_tensorflow(what):
-    """Raise `ValueError` on another backend."""
-    if name() != "tensorflow":
-        raise ValueError(f"{what} needs the backend tensorflow. Received: {name()!r}")
-
-
-def two_replicas(model):
-    """A strategy of two replicas, the model's own if it has one.
-
-    Raises `ValueError` without a second device.
-    """
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        return model.distribute_strategy
+def two_replicas():
+    """A strategy of two replicas: GPUs, or a CPU split in two if nothing ran before."""
+    with contextlib.suppress(RuntimeError):
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, halves)
     gpus = tf.config.list_logical_devices("GPU")
     devices = gpus if len(gpus) > 1 else tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         raise ValueError(
-            "replicas need two devices: on a CPU, call "
+            "replicas need two devices: call "
             "`tf.config.set_logical_device_configuration` before anything else"
         )
     return tf.distribute.MirroredStrategy([x.name for x in devices[:2]])
-
-
-def split_cpu():
-    """Make two devices of TensorFlow's CPU; nothing must have run before."""
-    if name() == "tensorflow":
-        configuration = [tf.config.LogicalDeviceConfiguration()] * 2
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, configuration)
-
-
-def replica_outputs(strategy, layer, inputs):
-    """A function: the outputs of a layer in training on each replica of a strategy."""
-
-    def call():
-        outputs = strategy.run(lambda: layer(inputs, training=True))
-        return strategy.experimental_local_results(outputs)
-
-    return tf.function(call, autograph=False).get_concrete_function()
 
 
 def take_from_rows(inputs, positions):

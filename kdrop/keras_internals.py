@@ -102,11 +102,6 @@ def wrapped_calls(layers, wrapper):
             del vars(layer)["call"]
 
 
-def takes_training(layer):
-    """Whether a layer's `call` has the argument `training`."""
-    return layer._call_has_training_arg
-
-
 def paths_of(model):
     """Each layer in a model, with the names that lead to it, `block/drop`."""
     paths, pending = {}, [("", layer) for layer in reversed(model._layers)]
@@ -114,8 +109,7 @@ def paths_of(model):
         prefix, layer = pending.pop()
         if layer not in paths:
             paths[layer] = prefix + layer.name
-            inner = ((f"{paths[layer]}/", x) for x in reversed(layer._layers))
-            pending.extend(inner)
+            pending += [(f"{paths[layer]}/", x) for x in reversed(layer._layers)]
     return paths
 
 
@@ -238,11 +232,9 @@ def has_seed_generator(layer):
 def add_seed_generator(layer):
     """Give a layer of Keras that was created with rate 0 its seed generator."""
     if hasattr(layer, "seed") and not (has_seed_generator(layer) or layer._layers):
-        locked = layer._tracker.locked
-        layer._tracker.unlock()
+        locked, layer._tracker.locked = layer._tracker.locked, False
         layer.seed_generator = keras.random.SeedGenerator(layer.seed)
-        if locked:
-            layer._tracker.lock()
+        layer._tracker.locked = locked
 
 
 def time_steps(layer):

@@ -20,22 +20,20 @@ from kdrop.errors import UserError, one_sentence
 
 @one_sentence("kdrop.auditing", "hub")
 def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "kdrop.auditing",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "kdrop.auditing", None, __doc__, formatter_class=layout
     )
     parser.add_argument("model", type=Path, help="a .keras file")
-    for name, job in (
-        ("--replicas", "on two replicas; a CPU is split in two"),
-        ("--recompute", "where the backward pass computes a layer again"),
-    ):
-        parser.add_argument(name, action="store_true", help=f"audit {job}")
+    split = "audit on two replicas; a CPU is split in two"
+    again = "audit where the backward pass computes a layer again"
+    parser.add_argument("--replicas", action="store_true", help=split)
+    parser.add_argument("--recompute", action="store_true", help=again)
     options = parser.parse_args()
     if not options.model.is_file():
         raise UserError(f"there is no file {options.model}")
-    if options.replicas:
-        backend.split_cpu()
+    if options.replicas and backend.name() == "tensorflow":
+        backend.two_replicas()  # before the model creates its variables
     try:
         model = keras.models.load_model(options.model, compile=False)
     except Exception as error:  # Keras has many

@@ -1,33 +1,25 @@
-"""What a layer does to single elements in training, measured on ones."""
+"""What a layer does to ones in training, and whether its copies do the same."""
 
-import functools
 import math
-from dataclasses import dataclass
+import tempfile
 
 import keras
 import numpy as np
 from keras import ops
 
 from kdrop import backend
-from kdrop.auditing import chance
 from kdrop.layers import UniformDropout
+from kdrop.layers.base import Noise
+from kdrop.layers.callbacks import StepClock
 
-_ELEMENTS = 2**18  # of one call
-_DECISIONS = 2**16  # enough for a frequency
-_CALLS = 256  # at most, where a call decides once
-
+_LOG = math.log(2e9)  # a right layer is out of bounds once in a thousand million
 _ROUNDING = {"bfloat16": 2**-7, "float16": 2**-10}
 
 
-@dataclass(frozen=True)
-class Measurement:
-    dropped: float
-    bound: float | None  # how far chance may bring `dropped` from the rate
-    mean: float
-    variance: float
-    together: str | None  # what is decided together; `None` if nothing was random
-    fresh: bool | None  # whether calls differ; `None` if that cannot be told
-    problems: tuple[str, ...]
+def chance_bound(variance, count, largest=1.0):
+    """How far the mean of independent values may be from its law, by Bernstein."""
+    linear = _LOG * largest / 3 if variance else 0.0
+    return (linear + math.sqrt(linear**2 + 2 * count * variance * _LOG)) / count
 
 
 def to_numpy(outputs):
@@ -39,159 +31,194 @@ def to_numpy(outputs):
 
 
 def measure(layer, shape, rate):
-    """Measure a layer that changes each element by itself, on an `accepted_shape`."""
-    first = _training_outputs(layer, shape, 2)
-    shared = _shared_axes(first)
-    small = [min(n, 2) if axis in shared else n for axis, n in enumerate(shape)]
-    if 0 not in shared:
-        small[0] = max(min(_ELEMENTS // math.prod(small[1:]), 2**14), shape[0])
-    shape = _accepted(layer, [tuple(small), shape])
-    independent = [n for axis, n in enumerate(shape) if axis not in shared]
-    # At low rates, one decision a call needs many calls before it drops at all.
-    most = min(max(_CALLS, int(25 / rate) if rate else 0), 8 * _CALLS)
-    calls = min(-(-_DECISIONS // math.prod(independent)), most)
-    calls = max(min(calls, 2**24 // math.prod(shape)), 2)
-    if shape != first.shape[1:] or calls > 2:
-        first = _training_outputs(layer, shape, calls)
-    shared = _shared_axes(first)
-    independent = [n for axis, n in enumerate(shape) if axis not in shared]
-    return _judge(layer, rate, first, shared, math.prod(independent) * len(first))
+    """What calls on ones show of a layer that changes each element by itself.
 
-
-def _judge(layer, rate, outputs, shared, decisions):
-    shape, asked, problems = outputs.shape[1:], rate or 0.0, []
-    in_call = np.unique(outputs if len(shared) == len(shape) else outputs[0])
-    random, noise, dropped_value = outputs.min() < outputs.max(), len(in_call) > 2, 0.0
-    if len(in_call) == 2 and 0 not in in_call:
-        # Of the two values that of the dropped units does not depend on the inputs.
-        twos = _training_outputs(layer, shape, len(outputs), 2.0)
-        dropped_value = float([*np.intersect1d(in_call, twos), 0.0][0])
-    is_dropped = outputs == dropped_value
-    dropped, together = float(is_dropped.mean()), _name_group(shared, shape)
-    bound, block = _bound(asked, is_dropped, shared, decisions)
-
-    fresh = any((one != outputs[0]).any() for one in outputs[1:]) or None
-    certain = chance.tells_calls_apart(asked, decisions / len(outputs))
-    if fresh is None and (certain or noise):
+    Returns fields of its row, and the shape of one call. Raises what the layer raises
+    for inputs of this shape.
+    """
+    asked, rate = rate is not None or hasattr(layer, "stddev"), rate or 0.0
+    outputs = _outputs(layer, shape, rate)
+    single = _independent(outputs)
+    drops = dropped, _, bound, together, count = _drops(outputs, single, rate)
+    mean, variance, problems = _moments(layer, outputs, drops, rate)
+    if bound is not None and abs(dropped - rate) > bound:
+        problems.insert(0, f"drops {dropped:.4f} in place of {rate:.4g}")
+    problems = problems if asked else []
+    fresh = bool((single != single[0]).any()) or None
+    chances = 2 * rate * (1 - rate) * count / len(single)
+    if not fresh and (bound is None or chances > _LOG):  # independent calls differ
         fresh = False
         problems.append("calls repeat their masks")
-    expected = float(to_numpy(layer(np.ones(shape), training=False))[0].mean())
-    variance = _noise_variance(layer, asked) * expected**2
-    if dropped_value:  # mean 0 and variance 1 are what such a layer keeps
-        outputs, expected, variance = _on_normal(layer, shape, len(outputs)), 0.0, 1.0
-    mean, measured = float(outputs.mean(dtype="float64")), float(outputs.var())
-    mean_bound, variance_bound = chance.moment_bounds(outputs, decisions)
-    rounding = _ROUNDING.get(layer.compute_dtype, 1e-6) * max(1, abs(expected))
-    if not noise and not dropped_value:
-        mean_bound = bound * float(outputs.max() - outputs.min() if random else 1)
-    wrong_variance = abs(measured - variance) > variance_bound + rounding
-    # In bfloat16, Gaussian noise that is exactly 0 is no rarity.
-    is_noise = noise and not (dropped and wrong_variance)
-    if rate is None and not hasattr(layer, "stddev"):
-        pass  # nothing is asked
-    elif is_noise and wrong_variance:
-        problems.append(f"noise of variance {measured:.4f} that drops nothing")
-    elif not is_noise and abs(dropped - asked) > bound:
-        problems.append(f"drops {dropped:.4f} in place of {asked:.4g}")
-    elif dropped_value and wrong_variance:
-        problems.append(f"variance 1 becomes {measured:.4f}")
-    if rate is not None and abs(mean - expected) > mean_bound + rounding:
-        problems.append(f"mean {mean:.4f} in training, {expected:.4f} at inference")
-    return Measurement(
-        dropped,
-        None if rate is None or is_noise else bound,
-        mean,
-        measured,
-        (f"block of {together}s" if block else together) if random else None,
-        fresh,
-        tuple(problems),
-    )
+    fields = {"dropped": dropped, "mean": mean, "variance": variance, "fresh": fresh}
+    fields |= {"bound": bound if asked else None, "together": together}
+    return {**fields, "problems": problems}, outputs.shape[1:]
 
 
-def _bound(rate, is_dropped, shared, decisions):
-    """How far chance may bring the dropped fraction, and whether it drops blocks."""
-    dropped = is_dropped.mean()
-    bound = chance.frequency_bound(rate, float(dropped), decisions)
-    rows = math.prod(is_dropped.shape[:2])
-    if 0 in shared or decisions == rows or not 0 < dropped < 1:
-        return bound, False
-    by_row = is_dropped.reshape(rows, -1).mean(axis=1)
-    if np.ptp(by_row) == 0:  # a count that is exact
-        return 0.5 * rows / decisions + 1e-6, False
-    # Where neighbours agree, the rows vary more than independent decisions would.
-    excess = float(by_row.var() * decisions / rows / (dropped * (1 - dropped)))
-    if excess < 2:
-        return bound, False
-    return chance.frequency_bound(rate, float(dropped), decisions / excess), True
+def _drops(outputs, single, rate):
+    """The fraction dropped, and what else the independent outputs show of it.
 
-
-def _noise_variance(layer, rate):
-    """The variance of the noise that a layer is asked for, on ones."""
-    if hasattr(layer, "stddev"):
-        return layer.stddev**2
-    if isinstance(layer, UniformDropout):
-        return rate**2 / 3
-    return rate / (1 - rate) if rate < 1 else math.inf
-
-
-def accepted_shape(layer, shape):
-    """A shape of more rows and fewer positions, or this one, that the layer takes.
-
-    Raises what the layer raises in training if it does not even take this one.
+    Besides: the value of dropped units; how far chance may bring the fraction from the
+    rate, `None` for noise; what one decision drops, `None` if nothing is random; the
+    number of independent decisions.
     """
-    inner = shape[1:]
-    if math.prod(inner) > 2**12:
-        inner = (*(min(n, 8) for n in inner[:-1]), *inner[-1:])
-    many = ((max(_ELEMENTS // math.prod(x), 1), *x) for x in (inner, shape[1:]))
-    return _accepted(layer, [*many, shape])
+    values = np.unique(single[0] if single[0].size > 1 else single)
+    # The lower of two values is that of dropped units: `AlphaDropout` sets another.
+    value = float(values[0]) if len(values) == 2 else 0.0
+    is_dropped, units = single == value, single[0, 0].size
+    fraction = float(is_dropped.mean())
+    together = _group(outputs, single) if len(values) > 1 else None
+    # Where blocks drop, rows vary as if they had fewer decisions.
+    rows = is_dropped.mean(axis=tuple(range(2, single.ndim)))
+    block = float(rows.var()) * units / max(fraction * (1 - fraction), 1e-9)
+    count = single.size / max(block, 1)
+    bound = chance_bound(rate * (1 - rate), count)
+    if len(values) > 2 and fraction < (rate or 1) / 2:
+        bound = None
+    elif 0 < fraction < 1 and np.ptp(rows) == 0:  # the same number in each row
+        bound = 0.5 / units + 1e-6
+    elif block > 2:
+        together = f"block of {together}s"
+    return fraction, value, bound, together, count
 
 
-def _accepted(layer, shapes):
-    """The first of the shapes that the layer takes in training."""
-    for shape in shapes:
-        try:
-            layer(ops.ones(shape, layer.compute_dtype), training=True)
-            return shape
-        except Exception:  # whatever the code of a layer raises
-            if shape == shapes[-1]:
-                raise
+def _moments(layer, outputs, drops, rate):
+    """The mean and the variance of the outputs, and the problems that they show."""
+    _, dropped_value, bound, _, count = drops
+    ones = ops.ones(outputs.shape[1:], layer.compute_dtype)
+    expected = float(to_numpy(layer(ones, training=False))[0].mean())
+    uniform = isinstance(layer, UniformDropout)
+    noise = rate**2 / 3 if uniform else rate / max(1 - rate, 1e-9)
+    law = layer.stddev**2 if hasattr(layer, "stddev") else noise * expected**2
+    if dropped_value:  # what such a layer keeps is a mean of 0 and a variance of 1
+        outputs = _called(layer, np.resize([-1.0, 1.0], ones.shape), len(outputs))
+        expected, law = 0.0, 1.0
+    mean = float(outputs.mean(dtype="float64"))
+    squares = (outputs - mean) ** 2
+    variance = float(squares.mean(dtype="float64"))
+
+    problems = []
+    rounding = _ROUNDING.get(layer.compute_dtype, 1e-6) * max(1, abs(expected))
+    near = chance_bound(float(squares.var()), count, float(squares.max())) + rounding
+    if abs(variance - law) > near and dropped_value:
+        problems.append(f"variance 1 becomes {variance:.4f}")
+    elif abs(variance - law) > near and bound is None:
+        problems.append(f"noise of variance {variance:.4f} that drops nothing")
+    near = chance_bound(max(variance, law), count, float(np.ptp(outputs)) or 1.0)
+    if abs(mean - expected) > near + rounding:
+        problems.append(f"mean {mean:.4f} in training, {expected:.4f} at inference")
+    return mean, variance, problems
 
 
-def _training_outputs(layer, shape, calls, value=1.0):
-    """The outputs of several calls as one array; on TensorFlow in a graph, as `fit`."""
-    inputs = ops.full(shape, value, layer.compute_dtype)
-    call = functools.partial(layer, training=True)
-    if backend.name() == "tensorflow":
-        call = backend.compiled(call, xla=False)
-    return np.stack([to_numpy(call(inputs))[0] for _ in range(calls)])
-
-
-def _on_normal(layer, shape, calls):
-    random = np.random.default_rng(0)
-    inputs = (random.normal(size=shape).astype("float32") for _ in range(calls))
-    return np.stack([to_numpy(layer(x, training=True))[0] for x in inputs])
-
-
-def _shared_axes(outputs):
-    """The axes along which all positions share the decisions of each call."""
-    first = ((axis, outputs.take([0], axis + 1)) for axis in range(outputs.ndim - 1))
-    return {axis for axis, one in first if (outputs == one).all()}
-
-
-def _name_group(shared, shape):
+def _group(outputs, single):
     """What one decision drops; axes of size 1 tell nothing."""
-    last = len(shape) - 1
-    inner = [axis for axis in range(1, last + 1) if shape[axis] > 1]
-    alone = [axis for axis in inner if axis not in shared]
-    name = f"axes {alone}"
-    if not alone:
-        name = "row"
-    elif alone == inner:
-        name = "unit"
-    elif alone == [last] or (alone == [1] and last > 2):
-        name = "channel"
-    elif alone == [axis for axis in inner if axis < last]:
-        name = "token"
-    if 0 not in shared:
+    last = outputs.ndim - 2
+    inner = tuple(a for a in range(1, last + 1) if outputs.shape[a + 1] > 1)
+    names = {  # by the axes of which each position has its decision; later ones prevail
+        (1,): "channel",
+        tuple(axis for axis in inner if axis < last): "token",
+        (last,): "channel",
+        inner: "unit",
+        (): "row",
+    }
+    alone = tuple(axis for axis in inner if single.shape[axis + 1] > 1)
+    name = names.get(alone, f"axes {alone}")
+    if single.shape[1] > 1:
         return name
     return "batch" if name == "row" else f"{name} of the batch"
+
+
+def _outputs(layer, shape, rate):
+    """Outputs for ones in many calls, of many rows; few positions that are alike."""
+    try:
+        outputs = _called(layer, np.ones(_sizes(shape, (2, *shape[1:]))), 4)
+        _, *shape = outputs.shape
+        _, *alone = _independent(outputs).shape
+        if 1 not in alone:
+            return outputs
+        sizes = _sizes(shape, alone)
+        decisions = math.prod(n for n, m in zip(sizes, alone, strict=True) if m > 1)
+        # At low rates, one decision a call needs many before it drops at all.
+        most = min(max(int(64 / (rate or 1)), 2**9), 2**12)
+        return _called(layer, np.ones(sizes), max(min(2**16 // decisions, most), 4))
+    except Exception:  # it may take no other shape
+        return _called(
+            layer, np.ones(shape), max(min(2**9, 2**24 // math.prod(shape)), 4)
+        )
+
+
+def _sizes(shape, alone):
+    """Two positions along axes of size 1 in `alone`, and as many rows as it takes."""
+    most = [*[16] * (len(shape) - 1), shape[-1]]
+    sizes = zip(shape, most, alone, strict=True)
+    rows, *inner = (min(n, m if each > 1 else 2) for n, m, each in sizes)
+    return 2 if alone[0] == 1 else max(2**17 // math.prod(inner), 8), *inner
+
+
+def _independent(outputs):
+    """The outputs without the positions along an axis that are all alike."""
+    for axis in range(1, outputs.ndim):
+        first = outputs.take([0], axis)
+        outputs = first if (outputs == first).all() else outputs
+    return outputs
+
+
+def _called(layer, values, calls):
+    """The outputs of calls in training as one array; on TensorFlow of a graph."""
+    inputs = ops.cast(values, layer.compute_dtype)
+    call = backend.traced(lambda: layer(inputs, training=True))
+    return np.stack([to_numpy(call())[0] for _ in range(calls)])
+
+
+def copy(layer, **changes):
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def saved(layer, shape, rate, _):
+    """Problems of a loaded copy; kdrop's layers continue the masks of the saved one."""
+    ones = ops.ones(shape, layer.compute_dtype)
+    inputs = keras.Input(batch_shape=shape, dtype=layer.compute_dtype)
+    model = keras.Sequential([inputs, copy(layer)])
+    model(ones, training=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/layer.keras")
+        classes = {type(layer).__name__: type(layer)}
+        loaded = keras.models.load_model(f"{folder}/layer.keras", classes)
+    if not isinstance(layer, Noise):
+        problems = measure(loaded.layers[-1], shape, rate)[0]["problems"]
+        return [f"saved and loaded, {x}" for x in problems]
+    for _ in range(4):
+        one, other = (to_numpy(x(ones, training=True))[0] for x in (model, loaded))
+        if not np.allclose(one, other, rtol=1e-5, atol=1e-6):
+            return ["saved and loaded, it draws other masks"]
+    return []
+
+
+def bfloat16(layer, shape, rate, _):
+    return measure(copy(layer, dtype="bfloat16"), shape, rate)[0]["problems"]
+
+
+def replicas(layer, shape, _, strategy):
+    with strategy.scope():
+        twin = copy(layer)
+    ones = ops.ones(shape, layer.compute_dtype)
+    twin(ones, training=False)
+    local, training = strategy.experimental_local_results, {"training": True}
+    both = backend.traced(lambda: local(strategy.run(twin, (ones,), training)))
+    pairs = np.array([[to_numpy(x)[0] for x in both()] for _ in range(16)])
+    share = np.ptp(pairs) > 0 and (pairs[:, 0] == pairs[:, 1]).all()
+    return ["two replicas share their masks"] if share else []
+
+
+def recompute(layer, shape, *_):
+    """Problems where the backward pass calls it again; kdrop's under `StepClock`."""
+    twin, ones = copy(layer), ops.ones(shape, layer.compute_dtype)
+    twin(ones, training=False)
+    remat = keras.remat(lambda inputs: twin(inputs, training=True))
+    with StepClock().start(twin):
+        call = backend.traced(lambda: backend.output_and_gradients(remat, [ones], ones))
+        outputs, gradient = to_numpy(call())
+    # Noise is its own gradient, and that of a dropped unit is 0.
+    dropped = outputs == (0 if 0 in outputs else outputs.min())
+    same = np.allclose(outputs, gradient, 1e-2) or np.all(dropped == (gradient == 0))
+    wrong = np.ptp(gradient) > 0 and not same
+    return ["recomputed, the backward pass has another mask"] if wrong else []

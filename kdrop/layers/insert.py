@@ -1,6 +1,7 @@
 """Put drop layers into networks that have none."""
 
-import fnmatch
+import functools
+from fnmatch import fnmatchcase
 
 import keras
 
@@ -11,12 +12,12 @@ from kdrop.errors import UserError, check_choice
 def insert(model, after, layer):
     """Put a drop layer after layers of a Functional or Sequential model.
 
-    In a residual network, after the last layer of each branch, so before the addition:
+    In a residual network, it belongs after the last layer of each branch:
 
         kdrop.insert(ResNet50(), "conv*_block*_3_bn", kdrop.DropPath(0.1))
 
-    Layers in nested Functional and Sequential models are reached too. Names, layers and
-    weights are those of `model`, which shares them and does not change. Keras orders
+    Layers in nested Functional and Sequential models are reached too. The new model
+    shares names, layers and weights with `model`, which does not change. Keras orders
     weights by depth: load weight files of `model` into `model` itself.
 
     Args:
@@ -25,8 +26,8 @@ def insert(model, after, layer):
         after: The name of a layer, a path (`"resnet50/conv1_bn"`), a pattern
             (`"*_bn"`), or a function from a layer to whether one is put after it.
         layer: A layer, of which each place gets a copy with the name of the layer
-            before it as a prefix; or a function from the name of that layer and its
-            depth among the places, 0.0 to 1.0, to the layer for the place.
+            before it as a prefix; or a function from that name and the depth, 0.0 at
+            the first place to 1.0 at the last, to the layer for the place.
 
     Returns:
         The new model, not compiled.
@@ -38,77 +39,65 @@ def insert(model, after, layer):
     >>> dropped = kdrop.insert(model, "a", kdrop.InvertedDropout(0.3, name="drop"))
     >>> [layer.name for layer in dropped.layers]
     ['a', 'a_drop']
-    >>> dropped.layers[0] is model.layers[0]
-    True
     """
-    if not _has_graph(model):
+    if not _graph(model):
         raise UserError(
             "insert() takes a Functional or Sequential model, built or with an input "
             f"shape. Received: {model!r}"
         )
     paths = dict(_paths(model))
-    places = [x for x, path in paths.items() if _fits(after, x, path)]
-    if not places and not callable(after):
-        check_choice("layer", after, paths.values())
-    if not places:
+    named = {x for x, path in paths.items() if fnmatchcase(f"/{path}", f"*/{after}")}
+    places = [x for x in paths if (after(x) if callable(after) else x in named)]
+    if not places and callable(after):
         raise UserError(f"`after` fits no layer of model {model.name!r}.")
-    if not callable(layer) or isinstance(layer, keras.Layer):
-        template = layer
-
-        def layer(name, depth):
-            config = template.get_config()
-            return type(template).from_config(
-                {**config, "name": f"{name}_{template.name}"}
-            )
-
-    last = max(len(places) - 1, 1)
-    new = {x: layer(x.name, place / last) for place, x in enumerate(places)}
+    if not places:
+        check_choice("layer", after, paths.values())
+    last, new = max(len(places) - 1, 1), {}
+    for number, place in enumerate(places):
+        if isinstance(layer, keras.Layer):
+            config = {**layer.get_config(), "name": f"{place.name}_{layer.name}"}
+            new[place] = type(layer).from_config(config)
+        else:
+            new[place] = layer(place.name, number / last)
     return _rebuilt(model, new)
 
 
-def _has_graph(model):
-    return isinstance(model, keras.Model) and bool(
-        keras_internals.functional_graph(model)
-    )
+def _graph(model):
+    return isinstance(model, keras.Model) and keras_internals.functional_graph(model)
 
 
 def _paths(model, prefix=""):
     """The layers in a graph and the graphs in it, in the order of execution."""
-    for node in keras_internals.graph_calls(keras_internals.functional_graph(model)):
+    for node in keras_internals.graph_calls(_graph(model)):
         layer = node.operation
         if isinstance(layer, keras.Layer):
             yield layer, prefix + layer.name
-            if _has_graph(layer):
+            if _graph(layer):
                 yield from _paths(layer, f"{prefix}{layer.name}/")
-
-
-def _fits(after, layer, path):
-    if callable(after):
-        return bool(after(layer))
-    return any(fnmatch.fnmatchcase(name, after) for name in (layer.name, path))
 
 
 def _rebuilt(model, new):
     """The model on new inputs, with the same layers and the `new` ones after them."""
-    rebuilt = {}
+    after = dict(new)
 
+    @functools.cache
     def operation(layer):
-        if isinstance(layer, keras.Model) and _has_graph(layer):
-            if any(inner in new for inner, _ in _paths(layer)):
-                rebuilt[layer] = rebuilt.get(layer) or _rebuilt(layer, new)
-        return rebuilt.get(layer, layer)
-
-    if isinstance(model, keras.Sequential):
-        (inputs,) = keras_internals.functional_graph(model).inputs
-        layers = [keras.Input(batch_shape=inputs.shape, dtype=inputs.dtype)]
-        for layer in model.layers:
-            layers += [operation(layer), *([new[layer]] if layer in new else [])]
-        return keras.Sequential(layers, name=model.name)
+        if not _graph(layer) or not any(inner in new for inner, _ in _paths(layer)):
+            return layer
+        rebuilt = _rebuilt(layer, new)
+        after[rebuilt] = new.get(layer)
+        return rebuilt
 
     def call(layer, *args, **kwargs):
         outputs = layer(*args, **kwargs)
-        originals = (old for old, other in rebuilt.items() if other is layer)
-        place = next(originals, layer)
-        return new[place](outputs) if place in new else outputs
+        return after[layer](outputs) if after.get(layer) else outputs
 
-    return keras.models.clone_model(model, clone_function=operation, call_function=call)
+    if not isinstance(model, keras.Sequential):
+        return keras.models.clone_model(
+            model, clone_function=operation, call_function=call
+        )
+    (inputs,) = keras_internals.functional_graph(model).inputs
+    layers = [keras.Input(batch_shape=inputs.shape, dtype=inputs.dtype)]
+    for layer in map(operation, model.layers):
+        layers += [layer, *([after[layer]] if after.get(layer) else [])]
+    return keras.Sequential(layers, name=model.name)

@@ -137,12 +137,14 @@ def _loop(product, result, names, first, second, draw, rows, inputs, weights):
             value if value is None else ops.expand_dims(value[k], 0) for value in values
         )
         if result == "io":
-            _, of_weights = backend.gradients(product, (example, weights), upstream)
+            _, (_, of_weights) = backend.output_and_gradients(
+                product, (example, weights), upstream
+            )
             return thin(of_weights, draw, row)
         point = example, thin(factors["io"], draw, row)
         if result == "bo":
             return product(*point)
-        return backend.gradients(product, point, upstream)[0]
+        return backend.output_and_gradients(product, point, upstream)[1][0]
 
     if result == "io":
         zeros = ops.zeros_like(weights)

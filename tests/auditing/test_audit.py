@@ -8,7 +8,6 @@ import pytest
 from keras import layers, ops
 
 import kdrop
-from kdrop.auditing.chance import frequency_bound
 
 
 def chain(*inner, shape=(8,), **kwargs):
@@ -20,61 +19,54 @@ def row_of(layer, shape=(8,), **kwargs):
     return row
 
 
-UNIT = (0.3, "unit")
-RIGHT = {
-    "Dropout": (layers.Dropout(0.3), (8,), UNIT),
-    "noise shape": (
-        layers.Dropout(0.3, noise_shape=(None, 1, 8)), (4, 8), (0.3, "channel")
-    ),
-    "tokens": (
-        kdrop.InvertedDropout(0.3, noise_shape=(None, None, 1)), (4, 8), (0.3, "token")
-    ),
-    "of the batch": (
-        kdrop.InvertedDropout(0.3, noise_shape=(1, None)), (8,),
-        (0.3, "unit of the batch"),
-    ),
-    "SpatialDropout2D": (layers.SpatialDropout2D(0.3), (4, 4, 3), (0.3, "channel")),
-    "InvertedDropout": (kdrop.InvertedDropout(0.3), (8,), UNIT),
-    "small rate": (kdrop.InvertedDropout(0.001), (8,), (0.001, "unit")),
-    "VanillaDropout": (kdrop.VanillaDropout(0.3), (8,), UNIT),
-    "ExactDropout": (kdrop.ExactDropout(0.3), (10,), UNIT),
-    "DropBlock2D": (kdrop.DropBlock2D(0.3, 3), (8, 6, 2), (0.3, "block of units")),
-    "DropPath": (kdrop.DropPath(0.3), (8,), (0.3, "row")),
-    "StochasticDepth": (kdrop.StochasticDepth(0.3), (8,), (0.3, "batch")),
-    "AlphaDropout": (layers.AlphaDropout(0.3), (8,), UNIT),
-    "kdrop's AlphaDropout": (kdrop.AlphaDropout(0.3), (8,), UNIT),
-    "in bfloat16": (
-        kdrop.InvertedDropout(0.001, dtype="bfloat16"), (8,), (0.001, "unit")
-    ),
-    "TokenDropout": (kdrop.TokenDropout(0.25), (8, 2), (0.25, "token")),
-    "attention": (kdrop.InvertedDropout(0.3), (1, 4, 4), UNIT),
-    "rate 0": (layers.Dropout(0.0), (8,), (0.0, None)),
-}  # fmt: skip
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_right_layer(name):
-    layer, shape, (rate, together) = RIGHT[name]
+@pytest.mark.parametrize(
+    ("layer", "shape", "together"),
+    [
+        (layers.Dropout(0.3), (8,), "unit"),
+        (layers.Dropout(0.3, noise_shape=(None, 1, 8)), (4, 8), "channel"),
+        (layers.SpatialDropout2D(0.3), (4, 4, 3), "channel"),
+        (layers.AlphaDropout(0.3), (8,), "unit"),
+        (layers.Dropout(0.0), (8,), None),
+        (kdrop.InvertedDropout(0.001), (8,), "unit"),
+        (kdrop.ExactDropout(0.3), (10,), "unit"),
+        (kdrop.TokenDropout(0.25), (8, 2), "token"),
+        (kdrop.DropBlock2D(0.3, 3), (8, 6, 2), "block of units"),
+        (kdrop.DropPath(0.3), (8,), "row"),
+        slow(kdrop.StochasticDepth(0.3), (8,), "batch"),
+        slow(kdrop.VanillaDropout(0.3), (8,), "unit"),
+        slow(kdrop.AlphaDropout(0.3), (8,), "unit"),
+        slow(kdrop.InvertedDropout(0.3), (1, 4, 4), "unit"),
+        slow(kdrop.InvertedDropout(0.3, (None, None, 1)), (4, 8), "token"),
+        slow(kdrop.InvertedDropout(0.3, (1, None)), (8,), "unit of the batch"),
+        slow(kdrop.InvertedDropout(0.001, dtype="bfloat16"), (8,), "unit"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_a_right_layer(layer, shape, together):
     row = row_of(layer, shape)
     assert row.ok, row.problems
     assert (row.layer, row.kind) == (layer.name, type(layer).__name__)
-    assert (row.rate, row.together) == (rate, together)
-    assert abs(row.dropped - rate) <= row.bound < 0.25
-    assert row.quiet and row.saved and row.fresh in ((True, None)[rate == 0],)
+    assert (row.rate, row.together) == (layer.rate, together)
+    assert abs(row.dropped - layer.rate) <= row.bound < 0.25
+    assert row.quiet and row.saved and row.fresh == (layer.rate > 0 or None)
 
 
-NOISE = {
-    "GaussianDropout": (layers.GaussianDropout(0.2), 0.25),
-    "in bfloat16": (layers.GaussianDropout(0.2, dtype="bfloat16"), 0.25),
-    "kdrop's GaussianDropout": (kdrop.GaussianDropout(0.2), 0.25),
-    "UniformDropout": (kdrop.UniformDropout(0.3), 0.03),
-    "GaussianNoise": (layers.GaussianNoise(0.3), 0.09),
-}
-
-
-@pytest.mark.parametrize("name", NOISE)
-def test_noise_is_right_by_its_mean_and_variance(name):
-    layer, variance = NOISE[name]
+@pytest.mark.parametrize(
+    ("layer", "variance"),
+    [
+        (layers.GaussianDropout(0.2), 0.25),
+        (layers.GaussianDropout(0.2, dtype="bfloat16"), 0.25),
+        (layers.GaussianNoise(0.3), 0.09),
+        (kdrop.UniformDropout(0.3), 0.03),
+        slow(kdrop.GaussianDropout(0.2), 0.25),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_noise_is_right_by_its_mean_and_variance(layer, variance):
     row = row_of(layer)
     assert row.ok, row.problems
     assert row.bound is None and row.together == "unit" and row.fresh
@@ -102,9 +94,8 @@ class Drop(layers.Layer):
 
 class Less(Drop):
     def noise(self, inputs):
-        return ops.cast(
-            super().noise(inputs) + 1.5 * super().noise(inputs) > 0, "float32"
-        )
+        either = super().noise(inputs) + super().noise(inputs) > 0
+        return ops.cast(either, "float32")
 
 
 class Unscaled(Drop):
@@ -149,11 +140,20 @@ class Forgets(Drop):
         return {**super().get_config(), "rate": 0.1}
 
 
+class RepeatedAlpha(Drop):
+    """Sets dropped units to another value than 0, always the same units."""
+
+    def call(self, inputs, training=False):
+        kept = keras.random.uniform(ops.shape(inputs), seed=7) >= self.rate
+        return ops.where(kept, 1.1 * inputs, -1.0) if training else inputs
+
+
 WRONG = {
     Less: "drops 0.0",
     Unscaled: r"mean 0\.(69|70).* in training, 1.0000 at inference",
     WithoutFloor: "noise of variance .* that drops nothing",
     Repeated: "calls repeat their masks",
+    RepeatedAlpha: "calls repeat their masks",
     Nothing: "drops 0.0000 in place of 0.3",
     AtInference: "random at inference",
     Raises: "cannot be measured .*wrong on purpose",
@@ -163,14 +163,9 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_layer(kind):
-    table = kdrop.audit(chain(kind(), kdrop.InvertedDropout(0.3)))
+    table = kdrop.audit(chain(kind(), Drop()))
     assert [row.ok for row in table] == [False, True] and not table.ok
-    assert re.search(WRONG[kind], "\n".join(table[0].problems))
     assert re.search(WRONG[kind], str(table))
-
-
-def test_the_right_form_of_the_wrong_layers_is_right():
-    assert row_of(Drop()).ok
 
 
 def test_a_low_rate_at_which_nothing_drops():
@@ -179,21 +174,8 @@ def test_a_low_rate_at_which_nothing_drops():
     assert row.dropped == 0 and row.ok is None
 
 
-class RepeatedAlpha(Drop):
-    """Sets dropped units to another value than 0, always the same units."""
-
-    def call(self, inputs, training=False):
-        kept = keras.random.uniform(ops.shape(inputs), seed=7) >= self.rate
-        return ops.where(kept, 1.1 * inputs, -1.0) if training else inputs
-
-
-def test_repeated_masks_with_another_value_than_0():
-    assert "calls repeat their masks" in row_of(RepeatedAlpha()).problems
-
-
 def test_drop_paths_without_a_floor_double_the_mean():
-    layer = WithoutFloor(0.5)
-    row = row_of(layer, (4,))
+    row = row_of(WithoutFloor(0.5), (4,))
     assert row.dropped == 0 and row.mean == pytest.approx(2, abs=0.05)
     assert row.together == "row"
 
@@ -245,14 +227,15 @@ class OwnCode(layers.Layer):
 
 def test_a_layer_is_told_apart_from_those_in_it():
     rows = kdrop.audit(chain(OwnCode(name="own")))
-    assert [(row.layer, row.dropped is None) for row in rows] == [
-        ("own", True), ("own/inner", False)
-    ]  # fmt: skip
+    measured = {row.layer: row.dropped is not None for row in rows}
+    assert measured == {"own": False, "own/inner": True}
 
 
-def test_augmentation_is_listed_without_a_rate():
-    row = row_of(layers.RandomFlip(), (6, 6, 3))
-    assert row.ok and row.rate is None and row.dropped is None and row.fresh
+def test_augmentation_and_dropped_weights_have_no_dropped_fraction():
+    flip = row_of(layers.RandomFlip(), (6, 6, 3))
+    dense = row_of(kdrop.DropConnectDense(2, 0.3))
+    assert flip.rate is None and dense.rate == 0.3 and dense.saved
+    assert all(x.ok and x.dropped is None and x.fresh for x in (flip, dense))
 
 
 def test_what_is_not_random_has_no_row():
@@ -268,10 +251,8 @@ def test_a_layer_that_is_never_called_is_neither_right_nor_wrong():
 
 
 def test_the_model_does_not_change():
-    model = chain(
-        layers.Dense(4), layers.BatchNormalization(), kdrop.InvertedDropout(0.5),
-        layers.Dropout(0.5),
-    )  # fmt: skip
+    drops = kdrop.InvertedDropout(0.5), layers.Dropout(0.5)
+    model = chain(layers.Dense(4), layers.BatchNormalization(), *drops)
     before = [np.array(v) for v in model.variables]
     kdrop.audit(model)
     for one, other in zip(before, model.variables, strict=True):
@@ -310,12 +291,6 @@ def test_inputs_are_made_up_or_given():
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         kdrop.audit(**arguments)
-
-
-def test_the_bound_is_that_of_the_decisions_made():
-    """4,096 positions share the decision of a row."""
-    row = row_of(kdrop.DropPath(0.3), (64, 64))
-    assert row.bound >= frequency_bound(0.3, row.dropped, 2**16 + 2**14) * 0.9
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="of other backends")

@@ -1,6 +1,5 @@
 """`python -m kdrop.auditing`: its table, and its status for CI."""
 
-import os
 import re
 import subprocess
 import sys
@@ -11,15 +10,12 @@ from keras import layers
 
 import kdrop
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "kdrop.auditing", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ,
-    )
+    command = [sys.executable, "-m", "kdrop.auditing", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -33,7 +29,6 @@ def save(tmp_path):
     return save
 
 
-@pytest.mark.slow
 def test_a_right_model_has_status_0(save):
     status, table, _ = run(save(kdrop.InvertedDropout(0.3), layers.Dense(2)))
     assert status == 0
@@ -42,7 +37,6 @@ def test_a_right_model_has_status_0(save):
     assert row.split()[1:3] == ["InvertedDropout", "0.3"] and row.endswith("yes")
 
 
-@pytest.mark.slow
 def test_a_wrong_model_has_status_1_with_its_problems(save):
     model = save(layers.Dropout(0.001, dtype="bfloat16"))
     status, table, _ = run(model)
@@ -51,7 +45,6 @@ def test_a_wrong_model_has_status_1_with_its_problems(save):
     assert re.search(r"drops 0\.00[78]\d in place of 0\.001", table)
 
 
-@pytest.mark.slow
 def test_replicas_and_recomputation(save):
     drops = layers.Dropout(0.3), layers.GaussianDropout(0.3), layers.AlphaDropout(0.3)
     ours = kdrop.InvertedDropout(0.3), kdrop.GaussianDropout(0.3)
@@ -69,7 +62,6 @@ def test_replicas_and_recomputation(save):
     assert table.count("recomputed, the backward pass has another mask") == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "there is no file"), ("text", "cannot be loaded: ")],

@@ -1,57 +1,38 @@
-"""The bounds of an audit: a right layer is within them, a wrong one is not."""
+"""The bound of an audit: a right layer is within it, a wrong one is not."""
 
 import math
 
-import numpy as np
+import keras
 import pytest
 
-from kdrop.auditing import chance
+import kdrop
+from kdrop.auditing.measure import chance_bound
 
 
-def binomial_tail(count, size, rate):
-    """The probability of at least `count`, summed from the law."""
-    logs = (
-        math.lgamma(size + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(size - k + 1)
-        + k * math.log(rate)
-        + (size - k) * math.log1p(-rate)
-        for k in range(count, size + 1)
-    )
-    return sum(math.exp(x) for x in logs)
+def binomial_tail(least, count, rate):
+    """The probability of at least so many, summed from the law."""
+
+    def log(k):
+        ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        return ways + k * math.log(rate) + (count - k) * math.log1p(-rate)
+
+    return sum(math.exp(log(k)) for k in range(least, count + 1))
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("size", [256, 5000])
-def test_a_right_frequency_is_hardly_ever_out_of_bounds(rate, size):
-    above = rate + chance.frequency_bound(rate, rate + 1e-9, size)
-    below = rate - chance.frequency_bound(rate, rate - 1e-9, size)
-    if above < 1:
-        assert binomial_tail(math.floor(above * size) + 1, size, rate) < 1e-9
-    if below > 0:
-        # Fewer dropped is more of those that are not.
-        above = size - math.ceil(below * size) + 1
-        assert binomial_tail(above, size, 1 - rate) < 1e-9
+@pytest.mark.parametrize("count", [256, 5000])
+def test_a_right_fraction_is_hardly_ever_out_of_bounds(rate, count):
+    bound = chance_bound(rate * (1 - rate), count)
+    # Fewer dropped is more of those that are not.
+    for p in rate, 1 - rate:
+        least = math.floor((p + bound) * count) + 1
+        assert binomial_tail(least, count, p) < 1e-9
 
 
-def test_the_bound_is_near_that_of_the_normal_law():
-    bound = chance.frequency_bound(0.3, 0.31, 10**6)
-    normal = chance.DEVIATIONS * math.sqrt(0.3 * 0.7 / 10**6)
-    assert bound == pytest.approx(normal, rel=0.01)
-
-
-def test_nothing_may_be_dropped_at_rate_0():
-    assert chance.frequency_bound(0.0, 0.1, 10) == 0
-
-
-def test_moments_of_a_normal_law_are_within_their_bounds():
-    values = np.random.default_rng(0).normal(1, 0.5, 10**5)
-    mean, variance = chance.moment_bounds(values, values.size)
-    assert abs(values.mean() - 1) < mean < 0.02
-    assert abs(values.var() - 0.25) < variance < 0.02
-
-
-def test_calls_are_told_apart_where_they_surely_differ():
-    assert chance.tells_calls_apart(0.5, 100)
-    assert not chance.tells_calls_apart(0.5, 4)
-    assert not chance.tells_calls_apart(0.0, 10**6)
+def test_the_bound_is_that_of_the_decisions_made():
+    """4,096 positions share the decision of a row."""
+    model = keras.Sequential([keras.Input((64, 64)), kdrop.DropPath(0.3)])
+    (row,) = kdrop.audit(model)
+    assert row.bound >= chance_bound(0.3 * 0.7, 2**19)
+    assert chance_bound(0.21, 10**6) == pytest.approx(6.5 * (0.21 / 10**6) ** 0.5, 0.02)
+    assert chance_bound(0.0, 10) == 0
