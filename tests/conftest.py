@@ -46,7 +46,13 @@ if os.environ.get("CI_FULL") == "1":
     # Minutes long.
     EVERYWHERE |= {
         f"test_{name}.py"
-        for name in ("remaining", "replace", "replace_copy", "replace_paths")
+        for name in (
+            "remaining",
+            "replace",
+            "replace_copy",
+            "replace_paths",
+            "steps_stress",
+        )
     }
 if keras.backend.backend() != "tensorflow":
     tests = Path(__file__).parent.rglob("test_*.py")

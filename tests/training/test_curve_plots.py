@@ -60,7 +60,7 @@ def test_sample_counts_draw_the_vote_of_the_first_samples(drawn):
     sample_counts(drawn.path, {"none": None, "a": (scaled, samples)}, targets)
     error, loss = drawn.figure.axes
     expected = [
-        (scores, -np.log(scores[range(200), targets]).mean())
+        (scores, -np.log(np.maximum(scores[range(200), targets], 1e-7)).mean())
         for scores in [*(samples[:k].mean(axis=0) for k in range(1, 7)), scaled]
     ]
     wrong = [np.mean(scores.argmax(axis=1) != targets) for scores, _ in expected]

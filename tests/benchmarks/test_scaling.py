@@ -1,50 +1,10 @@
-"""The variants that are TensorFlow's alone run, at a small size; scaling."""
-
-import os
+"""The model of many devices."""
 
 import numpy as np
 import pytest
-from rich.console import Console
-from test_steps import check
 
-from benchmarks import inference, layers, scaling, training
+from benchmarks import scaling
 from benchmarks.scaling import Cost, step_seconds
-from kdrop.training.experiment import Experiment
-
-
-@pytest.mark.slow
-def test_lengths_and_memory():
-    for mode in "eager", "graph":
-        assert layers.seconds_per_length("InvertedDropout", mode, count=3) > 0
-    for name in "none", "InvertedDropout":
-        assert layers.peak_bytes(name, (64, 64), depth=2) >= 0
-
-
-@pytest.mark.slow
-def test_exported_models():
-    check(inference.exported(calls=1), "none")
-
-
-@pytest.mark.slow
-def test_requests():
-    check(inference.requests(calls=8), "600 a second", "4 connections")
-
-
-@pytest.mark.slow
-def test_the_spiral():
-    check(training.spiral(steps=2), "NumPy")
-
-
-@pytest.mark.slow
-def test_processes():
-    pytest.importorskip("jax")
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs two cores")
-    experiment = Experiment.preset(
-        "spiral", hidden=8, batch_size=10, train_size=40, validation=0.0, epochs=2,
-        steps_per_epoch=2,
-    )  # fmt: skip
-    assert training.train_in_processes(experiment, 2) > 0
 
 
 # Binary fractions, so that sums are exact: 1,024 bytes at 4,096 a second.
@@ -92,11 +52,3 @@ def test_the_cost_is_a_line_of_least_relative_errors(
     assert cost[:2] == pytest.approx((fixed, per_example))
     layer_sizes = (2, 256), (256, 256), (256, 3)
     assert cost.gradients == 4 * sum((n + 1) * units for n, units in layer_sizes)
-
-
-@pytest.mark.slow
-def test_the_scaling_report(capsys):
-    scaling.report(Console(width=120), {"spiral_mlp": 8})
-    output = capsys.readouterr().out
-    assert "spiral_mlp: " in output and "0.269 MB of gradients" in output
-    assert output.count("10 Gbit/s") == 2
