@@ -15,20 +15,17 @@ import pytest
 EVERYWHERE = {
     f"test_{name}.py"
     for name in (
-        "audit",
         "bits",
         "chance",
         "equal_names",
         "exact_ensemble",
         "fingerprint",
-        "insert",
         "kernels",
         "layers",
         "layers_in_keras",
         "layers_saved",
         "processes",
         "rate_schedule",
-        "rates",
         "masks_run",
         "sampled_calls",
         "sampling",
@@ -37,9 +34,6 @@ EVERYWHERE = {
         "split",
         "steps",
         "uncertainty",
-        "word_dropout",
-        "wrappers",
-        "zoneout",
     )
 }
 if os.environ.get("CI_FULL") == "1":
@@ -47,11 +41,17 @@ if os.environ.get("CI_FULL") == "1":
     EVERYWHERE |= {
         f"test_{name}.py"
         for name in (
+            "audit",
+            "insert",
+            "rates",
             "remaining",
             "replace",
             "replace_copy",
             "replace_paths",
             "steps_stress",
+            "word_dropout",
+            "wrappers",
+            "zoneout",
         )
     }
 if keras.backend.backend() != "tensorflow":
