@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from browser import CHROMIUM, browser
-from conftest import mixed
+from mixed_model import mixed
 
 import kdrop
 from kdrop.serving import export
