@@ -1,9 +1,12 @@
 """Networks and votes that the benchmarks time, at a small size on both backends."""
 
+import pytest
 from test_steps import check
 
 from benchmarks import inference, layers, training
 from kdrop import drop_layers
+
+pytestmark = pytest.mark.slow
 
 
 def test_each_network_has_its_dropout(monkeypatch):

@@ -9,6 +9,8 @@ from test_steps import check
 from benchmarks import inference, layers, scaling, training
 from kdrop.training.experiment import Experiment
 
+pytestmark = pytest.mark.slow
+
 
 def test_lengths_and_memory():
     for mode in "eager", "graph":

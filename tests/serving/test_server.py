@@ -104,6 +104,7 @@ def expected(signatures, points):
     return signatures["serve"](inputs=tf.constant(points))["probabilities"].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signature", ["wait", "wait_whole"])
 def test_slow_requests_of_few_rows_leave_a_thread_to_others(client, signature):
     tensor = {"name": "rounds", "shape": [1], "datatype": "INT32", "data": [600_000]}
