@@ -30,7 +30,7 @@ def insert(model, after, layer):
             the first place to 1.0 at the last, to the layer for the place.
 
     Returns:
-        The new model, not compiled.
+        The new model. Compile it: Keras does so for compiled Functional models alone.
 
     Raises:
         ValueError: If no layer fits `after`, or the model has no graph of layers.
