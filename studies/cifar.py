@@ -39,11 +39,19 @@ def recipe(quick: bool) -> Study:
     base = partial(
         Experiment.preset, "cifar10", epochs=epochs, **split(examples, examples)
     )
-    shifts = (2, 4)
-    rates = ((0.0, 0.0, 0.0, 0.5), (0.05, 0.05, 0.1, 0.25))
+    none = {"dropout": "none"}
+    in_classifier, everywhere = (0.0, 0.0, 0.0, 0.5), (0.05, 0.05, 0.1, 0.25)
     changes = {
-        "none": grid({"dropout": "none"}, weight_decay=(0.005, 0.01), shift=shifts),
-        "InvertedDropout": grid(rate=rates, shift=shifts),
+        "none": [
+            *grid(none, weight_decay=(0.005, 0.01), shift=(2, 4)),
+            *grid(none, weight_decay=(0.02,), shift=(4,)),
+            *grid(none, weight_decay=(0.01,), shift=(6,)),
+        ],
+        "InvertedDropout": [
+            *grid(rate=(in_classifier, everywhere), shift=(2, 4)),
+            *grid(rate=(in_classifier,), shift=(6,)),
+            *grid(rate=(in_classifier,), weight_decay=(0.01,), shift=(4,)),
+        ],
     }
     columns = {
         "test accuracy %": metric("test_accuracy", 100),
