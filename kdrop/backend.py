@@ -26,6 +26,7 @@ import keras  # noqa: E402
 
 if _backend == "tensorflow":
     import tensorflow as tf
+    from tensorflow.python.framework import convert_to_constants
     from tensorflow.python.ops import control_flow_util
     from tensorflow.python.saved_model.save_context import _save_context
     from tensorflow.python.saved_model.save_options import VariablePolicy
@@ -183,6 +184,12 @@ def traced(function):
     if name() == "jax":
         return function
     return tf.function(function, autograph=False).get_concrete_function()
+
+
+def frozen(function):
+    """A concrete function of TensorFlow whose variables are constants."""
+    freeze = convert_to_constants.convert_variables_to_constants_v2
+    return freeze(function, lower_control_flow=False)
 
 
 def two_replicas():

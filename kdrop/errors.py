@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib.util
 import math
 import re
 import signal
@@ -10,6 +11,12 @@ from collections.abc import Callable, Generator, Iterable
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from typing import Any
+
+SAVED_MODEL = "saved_model"
+FORMATS = {  # other formats of exported models, and the packages that write them
+    "onnx": ("tf2onnx", "onnx", "onnxruntime"),
+    "litert": ("ai_edge_litert",),
+}
 
 
 class UserError(ValueError):
@@ -85,6 +92,22 @@ def check_model_name(name: str) -> None:
             "characters A-Z a-z 0-9 _ - . that begin with neither - nor . and are no "
             "number"
         )
+
+
+def other_formats(formats: Iterable[str]) -> list[str]:
+    """The formats besides that of a SavedModel; raise `UserError` if one is wrong.
+
+    Also if a package that it needs is missing.
+    """
+    for name in formats:
+        check_choice("format", name, [SAVED_MODEL, *FORMATS])
+        for package in FORMATS.get(name, ()):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"Format {name} needs the package {package}: "
+                    "pip install '.[formats]'"
+                )
+    return [name for name in FORMATS if name in formats]
 
 
 @contextlib.contextmanager

@@ -110,8 +110,10 @@ def _mutual_information(classes, xp: Any = np):
     excess = classes - mean
     share = xp.where(classes > 0, classes, 1) / xp.where(classes > 0, mean, 1)
     near = xp.where(classes > 0, excess, 0) / xp.where(mean > 0, mean, 1)
-    # `log1p` loses digits near -1, and is infinite for shares below 1e-16.
-    logarithm = xp.where(near > -0.5, xp.log1p(xp.maximum(near, -0.5)), xp.log(share))
+    # Logarithm of the share, 1 + near. `share` is rounded, but log(x) / (x - 1) hardly
+    # changes near 1. (`log1p` loses digits near -1, and ONNX has none.)
+    rest = xp.where(share == 1, 1, share - 1)
+    logarithm = xp.where(share == 1, near, xp.log(share) / rest * near)
     return xp.mean(xp.sum(classes * logarithm - excess, axis=-1), axis=0)
 
 

@@ -12,7 +12,7 @@ from kdrop.layers.units import UnitNoise
 from kdrop.masks import kernels, run
 
 _CACHED = 2**14  # words that surely fit a processor's cache
-_ONE, _BYTE, _HIGHEST = np.uint32(1), np.uint32(255), np.uint32(2**32 - 1)
+_ONE, _HIGHEST = np.uint32(1), np.uint32(2**32 - 1)
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -110,7 +110,7 @@ def _count(draw, units):
     # bits. The units / 2 make up for a threshold that is half a step below its rate.
     total = np.uint32((units + 1) // 2)
     for shift, half in ((0, 0), (8, 0), (16, 0), (24, 128)):
-        byte = ops.bitwise_and(ops.right_shift(threshold, np.uint32(shift)), _BYTE)
+        byte = ops.right_shift(ops.left_shift(threshold, np.uint32(24 - shift)), 24)
         total = ops.right_shift(byte * np.uint32(units) + total + np.uint32(half), 8)
     return ops.minimum(ops.cast(total, "int32"), units - 1)
 

@@ -19,7 +19,7 @@ _ZERO = np.uint32(0)
 
 def _rotate(word, bits):
     left = ops.left_shift(word, np.uint32(bits))
-    return ops.bitwise_or(left, ops.right_shift(word, np.uint32(32 - bits)))
+    return ops.bitwise_xor(left, ops.right_shift(word, np.uint32(32 - bits)))
 
 
 def threefry(key, counter):

@@ -42,6 +42,18 @@ class Interface:
             zeros[name] = tf.zeros(sizes, spec.dtype)
         return zeros if len(zeros) > 1 else zeros["inputs"]
 
+    def example(self):
+        """Inputs as `zeros` returns them, two rows of random numbers where they fit."""
+        random, zeros = tf.random.Generator.from_seed(0), self.by_name(self.zeros())
+        example = {}
+        for name, zero in zeros.items():
+            rows = tf.repeat(zero, 1 if self.batch_size else 2, axis=0)
+            floating = zero.dtype.is_floating
+            example[name] = (
+                random.normal(rows.shape, dtype=zero.dtype) if floating else rows
+            )
+        return example if len(example) > 1 else example["inputs"]
+
     def serve(self, inputs):
         """The named outputs at inference."""
         return self.name(self.call(self.pack(inputs), training=False))

@@ -19,8 +19,8 @@ import tensorflow as tf
 import kdrop
 from kdrop import backend, keras_internals
 from kdrop.ensemble.compiled_sampler import check_model
-from kdrop.errors import UserError, check, is_number
-from kdrop.serving.signatures import write_saved_model
+from kdrop.errors import SAVED_MODEL, UserError, check, is_number, other_formats
+from kdrop.serving.signatures import write_model
 from kdrop.serving.versions import add_version
 
 KERAS_FILE = "model.keras"
@@ -37,6 +37,7 @@ def export(
     draw: Callable[[Path], None] | None = None,
     passes: int = 50,
     task: str | Mapping[str, str] = "classification",
+    formats: Sequence[str] = (SAVED_MODEL,),
 ) -> Path:
     """Export a model as the next version of `folder`, complete or not at all.
 
@@ -61,6 +62,10 @@ def export(
         task: `"classification"` or `"regression"`, as in `kdrop.summarise`, or a
             mapping from the name of each output to its task. Outputs that are not
             numbers for each row are not sampled.
+        formats: Of `"saved_model"`, which is always written, `"onnx"` and `"litert"`.
+            Those two have a file for each of `serve` and `sample_seeded`, such as
+            `serve.onnx` and `serve.tflite`, with the same masks. They compute all
+            samples of a batch at once, and need the extra `formats`.
 
     Raises:
         UserError: If the folder has another name or cannot be written, or the model
@@ -83,10 +88,11 @@ def export(
     check_model(model)
     fits = is_number(passes, Integral) and 1 <= passes <= MAX_PASSES
     check("passes", passes, fits, f"an integer from 1 to {MAX_PASSES}")
+    others = other_formats(formats)
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:
-        _write_model(model, version, int(passes), task)
+        _write_model(model, version, int(passes), task, others)
         (version / "assets").mkdir(exist_ok=True)
         lines = "".join(f"{label}\n" for label in labels)
         (version / "assets" / "labels.txt").write_text(lines)
@@ -106,12 +112,11 @@ def export(
     return add_version(Path(folder), write)
 
 
-def _write_model(model, version: Path, passes: int, task) -> None:
-    here = backend.name() == "tensorflow"
-    write = write_saved_model if here else _write_on_tensorflow
+def _write_model(model, version: Path, passes: int, task, formats) -> None:
+    write = write_model if backend.name() == "tensorflow" else _write_on_tensorflow
     try:
         model.save(version / KERAS_FILE)
-        write(model, version, passes, task)
+        write(model, version, passes, task, formats)
     except (UserError, OSError):
         raise
     except Exception as error:  # a layer may raise any exception
@@ -119,8 +124,8 @@ def _write_model(model, version: Path, passes: int, task) -> None:
         raise UserError(sentence) from error
 
 
-def _write_on_tensorflow(model, version: Path, passes: int, task) -> None:
-    """Write the SavedModel in a process that loads the Keras file with TensorFlow."""
+def _write_on_tensorflow(model, version: Path, passes: int, task, formats) -> None:
+    """Write the model in a process that loads the Keras file with TensorFlow."""
     # The model's classes must be importable there.
     paths = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
     environment = {
@@ -129,7 +134,8 @@ def _write_on_tensorflow(model, version: Path, passes: int, task) -> None:
         "CUDA_VISIBLE_DEVICES": "-1",  # this process uses the accelerators
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    settings = json.dumps([passes, dict(task) if isinstance(task, Mapping) else task])
+    task = dict(task) if isinstance(task, Mapping) else task
+    settings = json.dumps([passes, task, formats])
     program = f"from {__name__} import write_in_process; write_in_process()"
     command = [sys.executable, "-c", program, version, settings]
     command += keras_internals.custom_classes(model)
@@ -165,10 +171,10 @@ def _commit() -> str | None:
 
 
 def write_in_process() -> None:
-    """Write the SavedModel that `_write_on_tensorflow` asks this process for."""
+    """Write the model that `_write_on_tensorflow` asks this process for."""
     version, settings, *classes = sys.argv[1:]
     try:
         model = keras_internals.load_called(Path(version, KERAS_FILE), classes)
-        write_saved_model(model, Path(version), *json.loads(settings))
+        write_model(model, Path(version), *json.loads(settings))
     except Exception as error:
         sys.exit(str(error) if isinstance(error, UserError) else _sentence(error))

@@ -6,7 +6,7 @@ https://www.tensorflow.org/tfx/serving/saved_model_warmup
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -21,13 +21,19 @@ from kdrop.ensemble.uncertainty import measures
 from kdrop.errors import UserError
 from kdrop.layers.base import active_drop_layers
 from kdrop.masks import run
+from kdrop.serving import formats
 from kdrop.serving.interface import Interface
 
 WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
-def write_saved_model(model, path: Path, passes: int, task) -> None:
-    """Write a SavedModel and its warm-up requests; the arguments are as in `export`."""
+def write_model(
+    model, path: Path, passes: int, task, file_formats: Sequence[str] = ()
+) -> None:
+    """Write a SavedModel and its warm-up requests; the arguments are as in `export`.
+
+    Each of the other `file_formats` has one file for each function.
+    """
     layers = keras_internals.layers_of(model)
     if any(isinstance(layer, Sampler) for layer in layers):
         raise UserError(
@@ -42,7 +48,8 @@ def write_saved_model(model, path: Path, passes: int, task) -> None:
     signatures = {"serving_default": serve}
     outputs = serve.get_concrete_function().structured_outputs
     sampled = active_drop_layers(model) and not compiled_sampler.stateful_layers(model)
-    if tasks := interface.tasks(outputs, task) if sampled else {}:
+    tasks = interface.tasks(outputs, task) if sampled else {}
+    if tasks:
         compiled_sampler.warn_of_other_dropout(model)
         seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
         archive.add_endpoint("sample_seeded", seeded)
@@ -60,6 +67,14 @@ def write_saved_model(model, path: Path, passes: int, task) -> None:
         signatures["sample"] = archive.add_endpoint("sample", sample, specification)
     archive.write_out(str(path), verbose=False)
     _write_requests(path, signatures, interface)
+    for file_format in file_formats:
+        example = [interface.example()]
+        formats.write(serve, "serve", file_format, path, example)
+        if tasks:
+            several = len(outputs) > 1
+            seeded = _sample_seeded(interface, passes, tasks, several, file_format)
+            example.append(tf.range(len(tree.flatten(example)[0]), dtype=tf.int64))
+            formats.write(seeded, "sample_seeded", file_format, path, example)
 
 
 @contextlib.contextmanager
@@ -87,11 +102,12 @@ def _split(interface):
         return SplitModel(interface.call, one_by_one=True), 1
 
 
-def _sample_seeded(interface, passes, tasks, several_outputs):
+def _sample_seeded(interface, passes, tasks, several_outputs, file_format=None):
     """The function `sample_seeded`, which takes a seed for each row.
 
     The masks of a row depend on its seed and the sample's number alone, so that a model
-    server may batch requests.
+    server may batch requests. For other formats than a SavedModel it has no loop over
+    the samples, whose shape LiteRT would not know.
     """
     if "seeds" in interface.inputs:
         raise UserError("a model with drop layers must not have an input named seeds")
@@ -105,32 +121,39 @@ def _sample_seeded(interface, passes, tasks, several_outputs):
         message = "seeds must be one for each row"
         tf.debugging.assert_equal(tf.size(seeds), batch, message)
         prefix_outputs = split.prefix(interface.pack(inputs))
-        low, high = tf.unstack(tf.bitcast(seeds, tf.uint32), axis=-1)
+        if file_format == "onnx":  # without `bitcast`, and `//` rounds towards 0
+            low = tf.cast(seeds, tf.uint32)
+            high = tf.cast((seeds - tf.cast(low, tf.int64)) // 2**32, tf.uint32)
+        else:
+            low, high = tf.unstack(tf.bitcast(seeds, tf.uint32), axis=-1)
         chunk = tf.clip_by_value(max_rows // tf.maximum(batch, 1), 1, passes)
         chunks = -(-passes // chunk)
         chunk = -(-passes // chunks)  # chunks of equal size
 
-        def compute(first):
-            numbers = tf.cast(tf.range(first, first + chunk), tf.uint32)
-            places, high_words, low_words = (
-                tf.tile(each, [chunk]) for each in (tf.range(batch), high, low)
-            )
+        def compute(first, chunk):
+            number = tf.range(chunk * batch)
+            places = number % batch
             # The rows of `kdrop.sample` for a batch of one example and this seed.
-            rows = [tf.repeat(numbers, batch), high_words, low_words]
+            numbers = tf.cast(first + number // batch, tf.uint32)
+            rows = [numbers, tf.gather(high, places), tf.gather(low, places)]
             rows = tf.stack(rows, axis=1)
             outputs = interface.name(split.sample(prefix_outputs, places, rows))
             return {name: tf.cast(outputs[name], tf.float32) for name in tasks}
 
-        samples = tf.map_fn(
-            compute,
-            chunk * tf.range(chunks),
-            fn_output_signature=dict.fromkeys(tasks, tf.float32),
-            parallel_iterations=1,
-        )
+        if file_format:
+            chunk, chunks = passes, 1
+            samples = compute(0, passes)
+        else:
+            samples = tf.map_fn(
+                lambda first: compute(first, chunk),
+                chunk * tf.range(chunks),
+                fn_output_signature=dict.fromkeys(tasks, tf.float32),
+                parallel_iterations=1,
+            )
         answer = {}
         for name, values in samples.items():
             # With -1 in place of `batch`, an output of other rows would pass unnoticed.
-            sizes = [chunks * chunk, batch], tf.shape(values)[2:]
+            sizes = [chunks * chunk, batch], tf.shape(values)[1 if file_format else 2 :]
             values = tf.reshape(values, tf.concat(sizes, axis=0))[:passes]
             summary = measures(values, tasks[name], tf.experimental.numpy)
             prefix = f"{name}_" if several_outputs else ""

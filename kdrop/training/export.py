@@ -40,7 +40,8 @@ def export_best(
         results: All experiments of the comparison, for the tables of `report.html`.
         pictures: The folder of the comparison's pictures, which are copied.
         record: Entries of `experiment.json` besides settings, rates and metrics;
-            `passes` among them is also the number of samples of the signature `sample`.
+            `passes` among them is also the number of samples of the signature `sample`,
+            `formats` those of `kdrop.serving.export`.
     """
     best: Any = result.best
 
@@ -74,6 +75,7 @@ def export_best(
         history=best.history,
         draw=draw,
         passes=record["passes"] or PASSES,
+        formats=record["formats"],
     )
 
 

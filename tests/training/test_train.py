@@ -37,7 +37,8 @@ def compared(tmp_path_factory):
     """The folder and the output of one command that compares two layers."""
     folder = tmp_path_factory.mktemp("compared")
     arguments = QUICK + "--dropout none,VanillaDropout --seeds 2 --tensorboard logs "
-    status, output = train(arguments + "--schedule late --rate 0.4", folder)
+    arguments += "--schedule late --rate 0.4 --format saved_model,litert"
+    status, output = train(arguments, folder)
     assert status == 0
     return folder, output
 
@@ -79,7 +80,9 @@ def test_the_best_seed_is_exported_with_its_record(compared):
         version = folder / "saved_models" / slug / "1"
         files = {path.name for path in version.iterdir()}
         assert {"curves.png", "regions.png", "saved_model.pb", "model.keras"} < files
-        assert "report.html" in files
+        assert {"report.html", "serve.tflite"} < files
+        assert ("sample_seeded.tflite" in files) == (slug != "spiral-none")
+        assert record(folder, slug)["formats"] == ["saved_model", "litert"]
         seeds = record(folder, slug)["seeds"]
         assert set(seeds) == {"0", "1"}
         best = max(metrics["validation_accuracy"] for metrics in seeds.values())
@@ -165,6 +168,7 @@ def comparison_of(arguments):
         ("cifar10 --data-dir nowhere", "nowhere is not a folder"),
         ("--output file/models", "file/models cannot be written"),
         ("--output file", "file cannot be written"),
+        ("--format onx", "There is no format 'onx': did you mean onnx?"),
         ("--tensorboard file", "file cannot be written"),
         ("--process-id 5", "set KERAS_BACKEND=jax"),
         ("--model alexnet", "(height, width, channels)"),
