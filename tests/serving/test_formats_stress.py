@@ -34,9 +34,9 @@ MODELS = {
         (5, 3), kdrop.LockedDropout(0.3), layers.LSTM(4, unroll=True)
     ),
     "alexnet32": lambda: kdrop.models.alexnet32(
-        IMAGES, 3, width=4, hidden=8, dropout="InvertedDropout"
+        kdrop.InvertedDropout, width=4, hidden=(8,)
     ),
-    "resnet32": lambda: kdrop.models.resnet32(IMAGES, 3, width=4, dropout="DropPath"),
+    "resnet32": lambda: kdrop.models.resnet32(kdrop.DropPath, width=4),
 }
 
 
