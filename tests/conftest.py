@@ -24,6 +24,7 @@ EVERYWHERE = {
         "layers",
         "layers_in_keras",
         "layers_saved",
+        "loops",
         "processes",
         "rate_schedule",
         "masks_run",
