@@ -49,6 +49,7 @@ if os.environ.get("CI_FULL") == "1":
             "replace",
             "replace_copy",
             "replace_paths",
+            "sequences_in_keras",
             "steps_stress",
             "word_dropout",
             "wrappers",
