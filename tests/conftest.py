@@ -44,6 +44,7 @@ if os.environ.get("CI_FULL") == "1":
         for name in (
             "audit",
             "insert",
+            "processes_stress",
             "rates",
             "remaining",
             "replace",

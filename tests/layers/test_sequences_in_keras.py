@@ -1,5 +1,7 @@
 """Keras's `run_layer_test` on the layers for sequences."""
 
+import os
+
 import keras
 import pytest
 from keras import layers
@@ -7,11 +9,10 @@ from keras.src.testing import TestCase
 
 import kdrop
 
-pytestmark = [
-    pytest.mark.slow,
-    # Keras's tests are not run with warnings as errors.
-    pytest.mark.filterwarnings("default"),
-]
+if os.environ.get("CI_FULL") != "1":
+    pytest.skip("CI_FULL=1 runs Keras's own tests", allow_module_level=True)
+# Keras's tests are not run with warnings as errors.
+pytestmark = pytest.mark.filterwarnings("default")
 STEPS = {"input_shape": (3, 5, 4)}
 WORDS = {"input_shape": (3, 5), "input_dtype": "int32"}
 CASES = {
