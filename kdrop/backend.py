@@ -32,6 +32,7 @@ if _backend == "tensorflow":
     from tensorflow.python.saved_model.save_options import VariablePolicy
 else:
     import jax
+    from jax.core import Tracer
     from jax.extend.core import get_opaque_trace_state
 
 
@@ -66,6 +67,16 @@ def in_saved_model() -> bool:
     # That graph is the only one that belongs to no function.
     graph = tf.compat.v1.get_default_graph()
     return not tf.executing_eagerly() and not graph.building_function
+
+
+def escapes(value, source) -> bool:
+    """Whether a value of JAX belongs to a loop, branch or function, but not its source.
+
+    Such a value cannot be used outside.
+    """
+    values = (value, source) if name() == "jax" else ()
+    traces = {x._trace if isinstance(x, Tracer) else None for x in values}
+    return len(traces) > 1
 
 
 class TraceKey:

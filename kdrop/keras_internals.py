@@ -8,6 +8,7 @@ import keras
 from keras import tree
 from keras.src.backend import get_keras_mask, set_keras_mask, standardize_data_format
 from keras.src.backend.common import global_state
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.export.export_utils import _infer_input_signature_from_model
 from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell as DropoutRNNCell
 from keras.src.models.functional import Functional
@@ -27,6 +28,9 @@ _PLACE_ATTRIBUTES = "build quantize _inbound_nodes _outbound_nodes _remat_mode".
 
 # The mask that Keras stores with a tensor.
 get_mask, set_mask = get_keras_mask, set_keras_mask
+
+# Whether Keras infers shapes, and discards what layers write.
+infers_shapes = in_symbolic_scope
 
 # Keras's checks of two arguments.
 check_data_format = standardize_data_format

@@ -61,7 +61,10 @@ def _drops(outputs, single, rate):
     rate, `None` for noise; what one decision drops, `None` if nothing is random; the
     number of independent decisions.
     """
-    values = np.unique(single[0] if single[0].size > 1 else single)
+    # Those of one call: a layer may scale each call by the number that it dropped.
+    calls = single.reshape(len(single), -1)
+    mixed = calls[np.ptp(calls, axis=1) > 0]  # without those that drop all or nothing
+    values = np.unique(mixed[0] if len(mixed) else calls)
     # The lower of two values is that of dropped units: `AlphaDropout` sets another.
     value = float(values[0]) if len(values) == 2 else 0.0
     is_dropped, units = single == value, single[0, 0].size

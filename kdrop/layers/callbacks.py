@@ -23,7 +23,7 @@ class StepClock(keras.callbacks.Callback):
     `with kdrop.StepClock().start(model):`.
 
     A resumed run has the masks of an uninterrupted one. The clock does nothing on JAX,
-    which reuses the values of the first call when it recomputes.
+    where drop layers refuse to be computed again.
 
     >>> drop = kdrop.InvertedDropout(0.5)
     >>> block = keras.Sequential([keras.layers.Dense(4), drop])

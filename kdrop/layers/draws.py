@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kdrop import backend
+from kdrop import backend, keras_internals
 from kdrop.layers.sampling_context import sampling
 
 # The state is the vector [seed, hash of the layer's name, draw count, threshold].
@@ -70,7 +70,15 @@ class Draws(keras.Layer):
     def advance(self):
         """Increment the draw count, and return the new state."""
         with contextlib.nullcontext() if backend.is_traced() else _count_lock:
-            state = self.generator.state.value + self._one
+            before = self.generator.state.value
+            state = before + self._one
+            if backend.escapes(state, before) and not keras_internals.infers_shapes():
+                raise RuntimeError(
+                    "A drop layer was called inside a loop, a branch, `keras.remat` or "
+                    "a jitted function: on JAX it would draw one mask for all calls "
+                    "there. Unroll the loop (`unroll=True`), call the layer outside, "
+                    "or pass its state along (`stateless_call`)."
+                )
             self.generator.state.assign(state)
         return state
 

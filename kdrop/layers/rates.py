@@ -13,8 +13,9 @@ from kdrop.layers.base import Drop, Noise, check_rate
 from kdrop.layers.draws import Draws
 
 # What the layers of Keras, KerasHub, KerasCV and others call the fraction to drop, and
-# the fraction not dropped.
+# the fraction not dropped. `_drop_rate` is of TensorFlow's Model Garden.
 _RATES = "rate drop_prob drop_path_rate drop_rate dropout_rate p dropout".split()
+_RATES += ["_drop_rate"]
 _SURVIVALS = "survival_probability survival_prob keep_prob".split()
 
 

@@ -3,7 +3,6 @@
 import keras
 from keras import ops, tree
 
-from kdrop import backend
 from kdrop.errors import check, check_bool
 from kdrop.keras_internals import DropoutRNNCell
 from kdrop.layers.base import Drop, check_rate, refuse_quantization
@@ -98,7 +97,6 @@ def _forward(name):
     """A method of `Zoneout` that RNN layers call: it is passed on to the cell."""
 
     def method(self, *inputs):
-        self._trace = backend.current_trace() if inputs else None
         if isinstance(self.layer, DropoutRNNCell):
             getattr(self.layer, name)(*inputs)
 
@@ -134,7 +132,6 @@ class Zoneout(keras.layers.Wrapper, DropoutRNNCell):
     """
 
     place = "a recurrent cell to wrap"
-    _trace = None  # that of the running call of an RNN layer
 
     def __init__(self, cell, rate, seed=None, **kwargs):
         if not (isinstance(cell, keras.Layer) and hasattr(cell, "state_size")):
@@ -172,12 +169,6 @@ class Zoneout(keras.layers.Wrapper, DropoutRNNCell):
         return getattr(self.layer, "output_size", None)
 
     def call(self, inputs, states, training=False):
-        in_loop = self._trace not in (None, backend.current_trace())
-        if training and in_loop and backend.name() == "jax":
-            raise RuntimeError(
-                f"Layer {self.name!r} cannot draw a mask for each step in a loop of "
-                "JAX: give `unroll=True` to the RNN layer."
-            )
         output, new_states = self.layer(inputs, states)
         previous, new = tree.flatten(states), tree.flatten(new_states)
         if output is not new[0]:

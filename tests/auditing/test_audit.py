@@ -19,6 +19,9 @@ def row_of(layer, shape=(8,), **kwargs):
     return row
 
 
+FIRST_KEEPS_ALL = kdrop.InvertedDropout(0.3, (1, None), seed=41, name="keeps")
+
+
 def slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
@@ -42,6 +45,8 @@ def slow(*case):
         slow(kdrop.InvertedDropout(0.3), (1, 4, 4), "unit"),
         slow(kdrop.InvertedDropout(0.3, (None, None, 1)), (4, 8), "token"),
         slow(kdrop.InvertedDropout(0.3, (1, None)), (8,), "unit of the batch"),
+        # The first call that is measured drops nothing.
+        (FIRST_KEEPS_ALL, (8,), "unit of the batch"),
         slow(kdrop.InvertedDropout(0.001, dtype="bfloat16"), (8,), "unit"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),

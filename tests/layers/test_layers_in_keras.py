@@ -24,6 +24,7 @@ from keras.src.layers.regularization import (
     alpha_dropout_test,
     dropout_test,
     gaussian_dropout_test,
+    spatial_dropout_test,
 )
 
 from kdrop import InvertedDropout
@@ -112,13 +113,25 @@ def test_variables_have_different_paths(case):
     assert len({v.path for v in model.non_trainable_variables}) == 2
 
 
-KERAS_CASES = [
-    (layer, "Dropout", dropout_test.DropoutTest)
-    for layer in ("InvertedDropout", "VanillaDropout")
-] + [
-    ("GaussianDropout",) * 2 + (gaussian_dropout_test.GaussianDropoutTest,),
-    ("AlphaDropout",) * 2 + (alpha_dropout_test.AlphaDropoutTest,),
-]
+KERAS_CASES = (
+    [
+        (layer, "Dropout", dropout_test.DropoutTest)
+        for layer in ("InvertedDropout", "VanillaDropout")
+    ]
+    + [
+        ("GaussianDropout",) * 2 + (gaussian_dropout_test.GaussianDropoutTest,),
+        ("AlphaDropout",) * 2 + (alpha_dropout_test.AlphaDropoutTest,),
+    ]
+    + [
+        (layer, f"SpatialDropout{size}D", spatial_dropout_test.SpatialDropoutTest)
+        for layer, size in (
+            ("SpatialDropout1D", 1),
+            ("LockedDropout", 1),
+            ("SpatialDropout2D", 2),
+            ("SpatialDropout3D", 3),
+        )
+    ]
+)
 
 
 @pytest.mark.slow
@@ -129,6 +142,7 @@ KERAS_CASES = [
         for kdrop_name, keras_name, tests in KERAS_CASES
         for name in dir(tests)
         if re.match("test_(dropout|validate|gauss|alpha)", name)
+        or re.match(f"test_spatial_dropout_{keras_name[-2:]}", name, re.IGNORECASE)
     ],
 )
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")

@@ -33,11 +33,47 @@ class WithoutFloorDropPath(Path):
         return inputs / (1 - self.rate) * (noise + 1 - self.rate)
 
 
-class AddingStochasticDepth(Path):
-    """KerasCV's: it takes a shortcut and a branch."""
+@keras.saving.register_keras_serializable("test_replace_paths")
+class RightDropPath(Path):
+    """KerasCV's DropPath: one decision for each row, scaled in training."""
 
     def call(self, inputs, training=None):
-        return inputs[0] + inputs[1]
+        if not training or self.rate == 0:
+            return inputs
+        shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        kept = keras.random.uniform(shape) >= self.rate
+        return ops.where(kept, inputs / (1 - self.rate), 0.0)
+
+
+@keras.saving.register_keras_serializable("test_replace_paths")
+class PrivateStochasticDepth(RightDropPath):
+    """The Model Garden's StochasticDepth: its rate is private, of another name."""
+
+    def __init__(self, stochastic_depth_drop_rate=0.5, **kwargs):
+        layers.Layer.__init__(self, **kwargs)
+        self._drop_rate = stochastic_depth_drop_rate
+
+    def call(self, inputs, training=None):
+        path = RightDropPath(self._drop_rate)
+        return path.call(inputs, training)
+
+    def get_config(self):
+        config = layers.Layer.get_config(self)
+        return {**config, "stochastic_depth_drop_rate": self._drop_rate}
+
+
+class AddingStochasticDepth(Path):
+    """KerasCV's StochasticDepth: it adds a branch to a shortcut, or none of its rows.
+
+    At inference it scales the branch.
+    """
+
+    def call(self, inputs, training=None):
+        shortcut, branch = inputs
+        if training:
+            kept = keras.random.uniform(()) >= self.rate
+            return shortcut + ops.where(kept, branch, 0.0)
+        return shortcut + (1 - self.rate) * branch
 
 
 class UnscaledDropPath(Path):
@@ -75,6 +111,30 @@ def test_drop_paths_are_replaced_by_one_that_drops(in_place):
     assert kdrop.audit(replaced).ok
     replaced(INPUTS, training=True)  # the path that was replaced raised here
     assert not remaining(replaced)
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "copy"])
+@pytest.mark.parametrize("kind", [RightDropPath, PrivateStochasticDepth])
+def test_paths_of_other_libraries(kind, in_place):
+    plain = residual(layers.Identity(name="a"), layers.Identity(name="b"))
+    model = kdrop.insert(plain, "dense*", kind(0.5, name="path"))
+    for row in kdrop.audit(model):
+        assert row.ok and (row.rate, row.together) == (0.5, "row"), row
+    first, second = kdrop.set_dropout(model, [0.125, 0.25])
+    assert [row.rate for row in kdrop.audit(model)] == [0.125, 0.25]
+    replaced = kdrop.replace(model, in_place=in_place)
+    paths = {x.name: x.rate for x in kdrop.drop_layers(replaced)}
+    assert paths == {first: 0.125, second: 0.25} and not remaining(replaced)
+    np.testing.assert_array_equal(np.asarray(replaced(INPUTS)), plain(INPUTS))
+    assert kdrop.audit(replaced).ok
+
+
+def test_a_path_that_adds_is_not_measured():
+    inputs = keras.Input((6, 4))
+    path = AddingStochasticDepth(0.5, name="path")
+    (row,) = kdrop.audit(keras.Model(inputs, path([inputs, inputs])))
+    # By chance its few calls may be equal: then it is neither right nor wrong.
+    assert not row.problems and row.rate == 0.5 and row.dropped is None and row.quiet
 
 
 @pytest.mark.parametrize(

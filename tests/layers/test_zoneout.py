@@ -149,5 +149,5 @@ def test_what_cannot_work_is_rejected():
     with pytest.raises(ValueError, match="whose output is their first state"):
         rnn(0.5, Other)(CLOCK)
     if BACKEND == "jax":
-        with pytest.raises(RuntimeError, match="give `unroll=True`"):
+        with pytest.raises(RuntimeError, match="`unroll=True`"):
             rnn(0.5, unroll=False)(CLOCK, training=True)

@@ -1,5 +1,6 @@
 """Noise shapes, and what running a kernel does with them."""
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +42,12 @@ def test_noise_shapes_that_numpy_broadcasts_are_accepted(shapes):
             run.check_broadcast(noise_shape, shape)
 
 
+def slow_on_jax(test):
+    """JAX compiles each operation for each shape."""
+    return pytest.mark.slow(test) if keras.backend.backend() == "jax" else test
+
+
+@slow_on_jax
 @given(shapes_and_noise_shapes(fitting=True))
 @settings(derandomize=True, deadline=None, max_examples=30)
 def test_noise_is_shared_along_dimensions_of_one_and_differs_along_others(shapes):

@@ -1,11 +1,7 @@
 """The versions that the server loads, and the server under concurrent requests."""
 
-import json
-import os
 import shutil
 import signal
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -16,9 +12,9 @@ import tensorflow as tf
 from kdrop.serving import export
 from kdrop.serving.signatures import WARM_UP
 
-httpx = pytest.importorskip("httpx", reason="KServe is not installed")
+pytest.importorskip("httpx", reason="KServe is not installed")
 pytest.importorskip("kserve", reason="KServe is not installed: the extra serve")
-from servers import running, wait_until  # noqa: E402
+from servers import assert_a_thread_is_left, running, wait_until  # noqa: E402
 
 V1, V2 = "/v1/models/spiral:predict", "/v2/models/spiral/infer"
 INVALID = {"instances": [[1, 2, 3]]}
@@ -105,23 +101,8 @@ def expected(signatures, points):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signature", ["wait", "wait_whole"])
-def test_slow_requests_of_few_rows_leave_a_thread_to_others(client, signature):
-    tensor = {"name": "rounds", "shape": [1], "datatype": "INT32", "data": [600_000]}
-    slow = {"inputs": [tensor], "parameters": {"signature_name": signature}}
-
-    def post():
-        return client.post("/v2/models/plain/infer", json=slow).status_code
-
-    assert post() == 200  # from which the server learns the time
-    count = os.cpu_count() + 2
-    with ThreadPoolExecutor(count) as pool:
-        answers = [pool.submit(post) for _ in range(count)]
-        wait_until(lambda: all(answer.running() for answer in answers))
-        time.sleep(0.3)
-        assert client.post(V1, json={"instances": [[1, 2]]}).status_code == 200
-        assert not any(answer.done() for answer in answers)
-        assert [answer.result() for answer in answers] == [200] * count
+def test_slow_requests_of_few_rows_leave_a_thread_to_others(client):
+    assert_a_thread_is_left(client, "wait", V1)
 
 
 @pytest.mark.slow
@@ -203,41 +184,3 @@ def test_sigterm_lets_a_request_finish_on_its_version(plain_path, tmp_path):
             answer = slow.result().json()
         assert answer == {"predictions": [600_000], "model_version": "1"}
         assert process.wait(60) == 0
-
-
-@pytest.mark.slow
-def test_a_server_killed_under_load_can_be_restarted(
-    folder, expected, points, tmp_path
-):
-    body = json.dumps({"instances": points.tolist()})
-    answers, errors, stop = [], [], threading.Event()
-
-    def ask(url):
-        with httpx.Client(timeout=600) as client:
-            while not stop.is_set():
-                try:
-                    answer = client.post(url, content=body).json()["predictions"]
-                except httpx.TransportError as error:
-                    errors.append(error)
-                    time.sleep(0.05)
-                else:
-                    np.testing.assert_allclose(answer, expected, rtol=1e-5)
-                    answers.append(url)
-
-    with ThreadPoolExecutor(4) as pool:
-        try:
-            with running(folder, tmp_path / "first") as (process, client):
-                port = client.base_url.port
-                asking = [pool.submit(ask, f"{client.base_url}{V1}") for _ in range(4)]
-                wait_until(lambda: len(answers) > 100)
-                process.kill()
-                process.wait()
-            wait_until(lambda: len(errors) > 4)
-            before = len(answers)
-            with running(folder, tmp_path / "second", port):
-                wait_until(lambda: len(answers) > before + 100)
-                stop.set()
-                for each in asking:
-                    each.result()
-        finally:
-            stop.set()

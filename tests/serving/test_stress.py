@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kdrop
 from kdrop.serving import export
 
 httpx = pytest.importorskip("httpx", reason="KServe is not installed")
 pytest.importorskip("kserve", reason="KServe is not installed: the extra serve")
-from servers import running, wait_until  # noqa: E402
+from servers import assert_a_thread_is_left, running, wait_until  # noqa: E402
 
 pytestmark = pytest.mark.slow
 V1, V2 = "/v1/models/spiral:predict", "/v2/models/spiral/infer"
@@ -26,11 +27,12 @@ POINT = {"instances": [[0.1, 0.2]]}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(plain_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     model = kdrop.models.spiral_mlp(kdrop.InvertedDropout, seed=0)
     export(model, folder / "spiral", labels=["a", "b", "c"])
     shutil.copytree(folder / "spiral", folder / "other")
+    shutil.copytree(plain_path, folder / "plain" / "1")
     return folder
 
 
@@ -197,3 +199,44 @@ def test_good_requests_beside_hostile_ones_and_broken_versions(server, folder):
         )
     wait_until(lambda: client.post(V1, json=POINT).json()["model_version"] == "1", 60)
     assert memory(process) < before + 300
+
+
+def test_slow_requests_whose_answer_has_no_rows_leave_a_thread(server):
+    assert_a_thread_is_left(server[1], "wait_whole", V1)
+
+
+def test_a_server_killed_under_load_can_be_restarted(folder, points, tmp_path):
+    loaded = tf.saved_model.load(str(folder / "spiral" / "1"))
+    expected = loaded.signatures["serve"](inputs=tf.constant(points))["probabilities"]
+    body = json.dumps({"instances": points.tolist()})
+    answers, errors, stop = [], [], threading.Event()
+
+    def ask(url):
+        with httpx.Client(timeout=600) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.post(url, content=body).json()["predictions"]
+                except httpx.TransportError as error:
+                    errors.append(error)
+                    time.sleep(0.05)
+                else:
+                    np.testing.assert_allclose(answer, expected, rtol=1e-5)
+                    answers.append(url)
+
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            with running(folder, tmp_path / "first") as (process, client):
+                port = client.base_url.port
+                asking = [pool.submit(ask, f"{client.base_url}{V1}") for _ in range(4)]
+                wait_until(lambda: len(answers) > 100)
+                process.kill()
+                process.wait()
+            wait_until(lambda: len(errors) > 4)
+            before = len(answers)
+            with running(folder, tmp_path / "second", port):
+                wait_until(lambda: len(answers) > before + 100)
+                stop.set()
+                for each in asking:
+                    each.result()
+        finally:
+            stop.set()

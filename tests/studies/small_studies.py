@@ -1,5 +1,7 @@
 """Experiments, arms and results that are small."""
 
+import csv
+import time
 from dataclasses import replace
 
 from kdrop.training.experiment import Experiment
@@ -27,3 +29,16 @@ def result(*errors, arm=ARMS[0]):
 
 def tiny(quick):
     return Study("Does a tiny study end?", ARMS, 2, ERRORS)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def until(condition):
+    for _ in range(2400):
+        if result := condition():
+            return result
+        time.sleep(0.1)
+    raise AssertionError("nothing happened for four minutes")

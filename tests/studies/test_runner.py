@@ -1,40 +1,22 @@
-"""Many runs in several processes: resumed, stopped, killed."""
+"""Many runs in several processes: resumed, stopped, shared by arms."""
 
-import csv
 import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
-from small_studies import RATES, SMALL, metrics, tiny
+from small_studies import RATES, metrics, rows_of, tiny, until
 
 import studies.__main__ as main
 from studies import runner
 from studies.study import ERRORS, Arm, Study, answer
-
-
-def draw_nothing(path, results):
-    return ""
-
-
-def long(quick):
-    arm = Arm("long", (replace(SMALL, epochs=60),))
-    return Study("Does a killed study resume?", [arm], 2, ERRORS, draw_nothing)
-
-
-def rows_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
@@ -73,51 +55,6 @@ def test_a_tiny_study_is_conducted_and_resumed(monkeypatch, tmp_path, capsys):
     assert [row["test_loss"] for row in again] == [row["test_loss"] for row in rows]
     repeated = [a["seconds"] != b["seconds"] for a, b in zip(rows, again, strict=True)]
     assert repeated == [False, True, False, False, False]
-
-
-def until(condition):
-    for _ in range(2400):
-        if result := condition():
-            return result
-        time.sleep(0.1)
-    raise AssertionError("nothing happened for four minutes")
-
-
-@pytest.mark.slow
-def test_a_killed_study_resumes(monkeypatch, tmp_path):
-    code = (
-        "import sys, test_runner, studies.__main__ as main;"
-        "main.STUDIES['long'] = test_runner.long; sys.exit(main.main())"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "long", "--output", tmp_path],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    saved = until(lambda: list((tmp_path / "long/runs").glob("*/epoch-*.keras")))
-    process.kill()
-    process.wait(60)
-
-    def ended():
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return True
-
-    until(ended)  # the workers too
-    path = saved[0].parent / "history.json"
-    history = json.loads(path.read_text())
-    assert history["epoch"][-1] < 60
-    # A resumed run adds to these seconds.
-    history["seconds"] = [1000 + each for each in history["seconds"]]
-    path.write_text(json.dumps(history))
-    monkeypatch.setitem(main.STUDIES, "long", long)
-    main.conduct("long", False, tmp_path, 2, Console(quiet=True))
-    rows = rows_of(tmp_path / "long/long.csv")
-    assert max(float(row["seconds"]) for row in rows) > 1000
 
 
 @pytest.mark.parametrize(

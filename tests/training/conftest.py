@@ -1,9 +1,12 @@
-"""The figure that a test draws, as it is written."""
+"""Two devices, and the figure that a test draws, as it is written."""
 
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
+
+from kdrop.training import run as run_module
+from kdrop.training.devices import Devices
 
 
 class Drawn:
@@ -41,3 +44,16 @@ def drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(Text, "draw", record_box)
     monkeypatch.setattr(Figure, "savefig", record_figure)
     return result
+
+
+@pytest.fixture
+def pair(strategy):
+    return Devices(2, scope=strategy.scope)
+
+
+@pytest.fixture
+def single_steps(monkeypatch):
+    """Each step is its own call of the training function, and each epoch is saved."""
+    monkeypatch.setattr(run_module, "EXECUTION_STEPS", 1)
+    monkeypatch.setattr(run_module, "SCHEDULED_STEPS", 1)
+    monkeypatch.setattr("kdrop.training.progress.SAVE_SECONDS", 0)

@@ -20,6 +20,17 @@ class StopAfter(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+class Losses(keras.callbacks.Callback):
+    """The running loss after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["loss"]))
+
+
 def small(**settings):
     """An experiment of a second: five steps an epoch on the spiral."""
     usual = {"train_size": 300, "epochs": 6, "steps_per_epoch": 5, "batch_size": 50}

@@ -3,11 +3,10 @@
 import dataclasses
 import socket
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import StopAfter, run
+from runs import Losses, StopAfter, run
 
 from kdrop.errors import UserError
 from kdrop.training import devices as module
@@ -27,28 +26,7 @@ SMALL = Experiment.preset(
 )  # fmt: skip
 
 
-@pytest.fixture
-def pair(strategy):
-    return Devices(2, scope=strategy.scope)
-
-
-@pytest.fixture(autouse=True)
-def single_steps(monkeypatch):
-    """Each step is its own call of the training function, and each epoch is saved."""
-    monkeypatch.setattr(run_module, "EXECUTION_STEPS", 1)
-    monkeypatch.setattr(run_module, "SCHEDULED_STEPS", 1)
-    monkeypatch.setattr("kdrop.training.progress.SAVE_SECONDS", 0)
-
-
-class Losses(keras.callbacks.Callback):
-    """The running loss after each step."""
-
-    def __init__(self):
-        super().__init__()
-        self.losses = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))
+pytestmark = pytest.mark.usefixtures("single_steps")
 
 
 @pytest.mark.slow
@@ -74,21 +52,6 @@ def test_two_devices_train_as_one_does(changes, stride, tmp_path, pair):
     assert two.model.distribute_strategy.num_replicas_in_sync == 1
     for name in set(one.metrics) - {"seconds"}:
         assert two.metrics[name] == pytest.approx(one.metrics[name], rel=1e-5), name
-
-
-@pytest.mark.slow
-def test_images_on_two_devices_train_as_on_one(tmp_path, pair, cifar10_folder):
-    experiment = Experiment.preset(
-        "cifar10", model="mnist_mlp", hidden=(64,), train_size=128, validation=0.0,
-        batch_size=128, epochs=50, shift=2,
-    )  # fmt: skip
-    expected, losses = Losses(), Losses()
-    one = run(experiment, tmp_path / "one", [expected])
-    two = run(experiment, tmp_path / "two", [losses], devices=pair)
-    assert len(losses.losses) == 50
-    np.testing.assert_allclose(losses.losses, expected.losses, rtol=1e-5)
-    # A few of the 10,000 test images lie on the border of two classes.
-    assert abs(two.metrics["test_accuracy"] - one.metrics["test_accuracy"]) < 0.001
 
 
 @pytest.mark.slow

@@ -76,6 +76,26 @@ def assert_same(weights, expected):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def wait_for_checkpoint(folder, process):
+    while not list(folder.glob("saved_models/.unfinished/*/epoch-*.keras")):
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def test_a_killed_run_resumes_after_an_epoch(whole, tmp_path):
+    killed = start(tmp_path)
+    wait_for_checkpoint(tmp_path, killed)
+    killed.kill()
+    killed.communicate()
+    assert not list(tmp_path.glob("saved_models/*/1"))
+    resumed = start(tmp_path, "--resume")
+    output, error = resumed.communicate(timeout=600)
+    assert (resumed.returncode, error) == (0, "")
+    assert "nothing to resume" not in output and "epoch   1/120" not in output
+    assert "epoch 120/120" in output
+    assert_same(exported(tmp_path), whole[0])
+
+
 def test_kills_and_signals_at_random_moments(whole, tmp_path):
     expected, seconds = whole
     figures = collections.Counter()
@@ -129,9 +149,7 @@ def test_damaged_files(whole, tmp_path):
     stopped = tmp_path / "stopped"
     stopped.mkdir()
     process = start(stopped)
-    while not list(stopped.glob("saved_models/.unfinished/*/epoch-*")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for_checkpoint(stopped, process)
     process.kill()
     process.communicate()
     figures = collections.Counter()

@@ -37,7 +37,7 @@ def saves_two(checkpoint, model, history, save=Checkpoint.save):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folders of a command: stopped after two epochs, and before the export."""
+    """Folders of a command: stopped in training, before the export, and after it."""
     folder = tmp_path_factory.mktemp("trained")
     for name in "stopped", "finished":
         (folder / name).mkdir()
@@ -48,6 +48,10 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "export_best", stop)
         assert train(QUICK, folder / "finished")[0] == 130
+    shutil.copytree(folder / "finished", folder / "exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "discard", stop)
+        assert train(RESUME, folder / "exported")[0] == 130
     return folder
 
 
@@ -59,6 +63,11 @@ def stopped(trained, tmp_path):
 @pytest.fixture
 def finished(trained, tmp_path):
     return shutil.copytree(trained / "finished", tmp_path / "copy")
+
+
+@pytest.fixture
+def exported(trained, tmp_path):
+    return shutil.copytree(trained / "exported", tmp_path / "copy")
 
 
 def run_folder(folder):
@@ -179,13 +188,10 @@ def test_a_stop_after_the_export_exports_nothing_again(finished, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["whole", *JUNK, "paths", "folder"])
-def test_a_stop_in_the_clean_up_exports_nothing_again(kind, finished, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "discard", stop)
-        assert train(RESUME, finished)[0] == 130
-    (mark,) = (finished / "saved_models").glob(".exported-*")
+def test_a_stop_in_the_clean_up_exports_nothing_again(kind, exported):
+    (mark,) = (exported / "saved_models").glob(".exported-*")
     if kind == "whole":
-        shutil.rmtree(run_folder(finished))
+        shutil.rmtree(run_folder(exported))
     elif kind == "paths":
         mark.write_text(json.dumps(["spiral-none/7"]))
     elif kind == "folder":
@@ -193,32 +199,26 @@ def test_a_stop_in_the_clean_up_exports_nothing_again(kind, finished, monkeypatc
         mark.symlink_to("spiral-none")
     else:
         mark.write_bytes(JUNK[kind])
-    status, output = train(RESUME, finished)
+    status, output = train(RESUME, exported)
     assert status == 0 and "epoch" not in output
     assert "saved  saved_models/spiral-none/1\n" in output
-    assert versions(finished) == ["1"]
-    assert os.listdir(finished / "saved_models") == ["spiral-none"]
+    assert versions(exported) == ["1"]
+    assert os.listdir(exported / "saved_models") == ["spiral-none"]
 
 
-def test_the_clean_up_leaves_what_another_command_began(finished, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "discard", stop)
-        assert train(RESUME, finished)[0] == 130
+def test_the_clean_up_leaves_what_another_command_began(exported, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", saves_two)
         patch.setattr("kdrop.training.progress.SAVE_SECONDS", 0)
-        assert train(f"{QUICK} --name other", finished)[0] == 130
-    assert train(RESUME, finished)[0] == 0
-    assert (run_folder(finished) / "epoch-0000002.keras").exists()
+        assert train(f"{QUICK} --name other", exported)[0] == 130
+    assert train(RESUME, exported)[0] == 0
+    assert (run_folder(exported) / "epoch-0000002.keras").exists()
 
 
-def test_a_deleted_version_is_exported_again(finished, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "discard", stop)
-        assert train(RESUME, finished)[0] == 130
-    shutil.rmtree(finished / "saved_models/spiral-none/1")
-    assert train(RESUME, finished)[0] == 0
-    assert versions(finished) == ["1"]
+def test_a_deleted_version_is_exported_again(exported):
+    shutil.rmtree(exported / "saved_models/spiral-none/1")
+    assert train(RESUME, exported)[0] == 0
+    assert versions(exported) == ["1"]
 
 
 @pytest.mark.parametrize("arguments", [QUICK, RESUME])

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -240,28 +239,6 @@ def wait_for_checkpoint(folder, process):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    killed = start(LONG, tmp_path)
-    wait_for_checkpoint(tmp_path, killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert not list(tmp_path.glob("saved_models/*/1"))
-    status, output = train(LONG + "--resume", tmp_path)
-    assert status == 0
-    assert "nothing to resume" not in output and "epoch  1/12" not in output
-    assert "epoch 12/12" in output
-    assert train(LONG + "--output whole", tmp_path)[0] == 0
-    models = [
-        keras.models.load_model(
-            tmp_path / folder / "spiral-inverted-dropout" / "1" / "model.keras"
-        )
-        for folder in ("whole", "saved_models")
-    ]
-    for a, b in zip(*(model.get_weights() for model in models), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
