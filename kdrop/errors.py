@@ -7,13 +7,15 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from typing import Any
 
+# Here, because arguments are checked before TensorFlow is imported: formats of exported
+# models besides the SavedModel, and the packages that write and check them.
 SAVED_MODEL = "saved_model"
-FORMATS = {  # other formats of exported models, and the packages that write them
+FORMATS = {
     "onnx": ("tf2onnx", "onnx", "onnxruntime"),
     "litert": ("ai_edge_litert",),
 }
@@ -94,11 +96,13 @@ def check_model_name(name: str) -> None:
         )
 
 
-def other_formats(formats: Iterable[str]) -> list[str]:
-    """The formats besides that of a SavedModel; raise `UserError` if one is wrong.
+def checked_formats(formats: Sequence[str]) -> list[str]:
+    """The formats besides that of a SavedModel, each once.
 
-    Also if a package that it needs is missing.
+    Raises `UserError` if there is no such format, or if its packages are missing.
     """
+    fits = not isinstance(formats, str) and all(isinstance(x, str) for x in formats)
+    check("formats", formats, fits, "a list of names")
     for name in formats:
         check_choice("format", name, [SAVED_MODEL, *FORMATS])
         for package in FORMATS.get(name, ()):

@@ -112,8 +112,8 @@ def _mutual_information(classes, xp: Any = np):
     near = xp.where(classes > 0, excess, 0) / xp.where(mean > 0, mean, 1)
     # Logarithm of the share, 1 + near. `share` is rounded, but log(x) / (x - 1) hardly
     # changes near 1. (`log1p` loses digits near -1, and ONNX has none.)
-    rest = xp.where(share == 1, 1, share - 1)
-    logarithm = xp.where(share == 1, near, xp.log(share) / rest * near)
+    distance = xp.where(share == 1, 1, share - 1)
+    logarithm = xp.where(share == 1, near, xp.log(share) / distance * near)
     return xp.mean(xp.sum(classes * logarithm - excess, axis=-1), axis=0)
 
 

@@ -110,6 +110,7 @@ def _count(draw, units):
     # bits. The units / 2 make up for a threshold that is half a step below its rate.
     total = np.uint32((units + 1) // 2)
     for shift, half in ((0, 0), (8, 0), (16, 0), (24, 128)):
+        # LiteRT has no bitwise and.
         byte = ops.right_shift(ops.left_shift(threshold, np.uint32(24 - shift)), 24)
         total = ops.right_shift(byte * np.uint32(units) + total + np.uint32(half), 8)
     return ops.minimum(ops.cast(total, "int32"), units - 1)

@@ -18,6 +18,7 @@ _ZERO = np.uint32(0)
 
 
 def _rotate(word, bits):
+    # Exclusive, since LiteRT has no other or; the bits do not overlap.
     left = ops.left_shift(word, np.uint32(bits))
     return ops.bitwise_xor(left, ops.right_shift(word, np.uint32(32 - bits)))
 

@@ -42,16 +42,16 @@ class Interface:
             zeros[name] = tf.zeros(sizes, spec.dtype)
         return zeros if len(zeros) > 1 else zeros["inputs"]
 
-    def example(self):
-        """Inputs as `zeros` returns them, two rows of random numbers where they fit."""
-        random, zeros = tf.random.Generator.from_seed(0), self.by_name(self.zeros())
-        example = {}
-        for name, zero in zeros.items():
-            rows = tf.repeat(zero, 1 if self.batch_size else 2, axis=0)
-            floating = zero.dtype.is_floating
-            example[name] = (
-                random.normal(rows.shape, dtype=zero.dtype) if floating else rows
-            )
+    def example(self, size):
+        """Two rows, or as many as the model takes: random numbers, or as in `zeros`.
+
+        `size` replaces unknown sizes.
+        """
+        random, example = tf.random.Generator.from_seed(0), {}
+        for name, spec in self.inputs.items():
+            sizes = [self.batch_size or 2, *(each or size for each in spec.shape[1:])]
+            make = random.normal if spec.dtype.is_floating else tf.zeros
+            example[name] = make(sizes, dtype=spec.dtype)
         return example if len(example) > 1 else example["inputs"]
 
     def serve(self, inputs):

@@ -16,17 +16,18 @@ _LOWEST = -(2**31)
 # Operations that compute the same bits from both.
 _SAME_BITS = {
     "AddV2", "Bitcast", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BroadcastTo",
-    "ConcatV2", "Equal", "ExpandDims", "Fill", "GatherV2", "Identity", "IdentityN",
-    "If", "Mul", "Neg", "NotEqual", "Pack", "Pad", "PadV2", "PartitionedCall",
-    "Placeholder", "Reshape", "Select", "SelectV2", "Shape", "Size", "Slice",
-    "Split", "SplitV", "Squeeze", "StatefulPartitionedCall", "StatelessIf",
-    "StatelessWhile", "StopGradient", "StridedSlice", "Sub", "Sum",
-    "TensorListFromTensor", "TensorListGetItem", "TensorListReserve",
-    "TensorListSetItem", "TensorListStack", "Tile", "Transpose", "Unpack", "While",
-    "ZerosLike",
+    "Case", "ConcatV2", "Equal", "ExpandDims", "Fill", "GatherV2", "Identity",
+    "IdentityN", "If", "Mul", "Neg", "NotEqual", "Pack", "Pad", "PadV2",
+    "PartitionedCall", "Placeholder", "Reshape", "Select", "SelectV2", "Shape",
+    "Size", "Slice", "Split", "SplitV", "Squeeze", "StatefulPartitionedCall",
+    "StatelessCase", "StatelessIf", "StatelessWhile", "StopGradient",
+    "StridedSlice", "Sub", "Sum", "TensorListFromTensor", "TensorListGetItem",
+    "TensorListReserve", "TensorListSetItem", "TensorListStack", "Tile",
+    "Transpose", "Unpack", "While", "ZerosLike",
 }  # fmt: skip
 _RESULTS = {  # names of the results in the body of a function, where it is not `z`
-    "Cast": "y", "Const": "output", "Max": "output", "Min": "output",
+    "Cast": "y", "Const": "output", "Invert": "y", "Max": "output", "Min": "output",
+    "TopKV2": "values",
 }  # fmt: skip
 
 
@@ -65,21 +66,23 @@ class _Body:
     def lower(self):
         for node in self._nodes:
             self._current = node
-            reference = self._lowered() if _uses_uint32(node) else self._copy()
-            if reference:
-                self._moved[node.name] = reference
+            result = self._lowered() if _uses_uint32(node) else self._copy()
+            if result:
+                self._moved[self._result(node)] = result
+                self._moved[f"^{node.name}"] = f"^{result.split(':')[0]}"
         del self._nodes[:]
         self._nodes.extend(self._new)
         for node in self._nodes:
             node.input[:] = map(self.moved, node.input)
 
     def moved(self, reference):
-        """The reference to what replaces a node, `^node` being a control input."""
-        name = reference.split(":")[0]
-        if name[0] == "^":
-            new = self._moved.get(name[1:])
-            return "^" + new.split(":")[0] if new else reference
-        return self._moved.get(name, reference)
+        """The reference to what replaces a result, or `^` and a node."""
+        return self._moved.get(reference, reference)
+
+    def _result(self, node):
+        """The reference to the first result of a node."""
+        result = f":{_RESULTS.get(node.op, 'z')}:0" if self._in_function else ""
+        return node.name + result
 
     def _add(self, operation, *inputs, number=None, **types):
         """Add a node and return the reference to its result."""
@@ -90,7 +93,7 @@ class _Body:
         if number is not None:
             node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(number, tf.int32))
         self._new.append(node)
-        return f"{name}:{_RESULTS.get(operation, 'z')}:0" * self._in_function or name
+        return self._result(node)
 
     def _add_int32(self, operation, *inputs):
         return self._add(operation, *inputs, T=INT32)
@@ -110,6 +113,7 @@ class _Body:
         for value in node.attr.values():
             _lower_attribute(value)
         self._new.append(node)
+        return None
 
     def _lowered(self):
         """Lower the current node; return what replaces its result, if it is moved."""
@@ -135,6 +139,14 @@ class _Body:
                 for name in "Tidx", "keep_dims":
                     self._new[-1].attr[name].CopyFrom(attributes[name])
                 return self._flipped(reduced)
+            case "TopKV2":
+                operands = self._flipped(inputs[0]), inputs[1]
+                values = self._add_int32("TopKV2", *operands)
+                self._new[-1].attr["sorted"].CopyFrom(attributes["sorted"])
+                second = ":indices:0" if self._in_function else ":1"
+                name, new = self._current.name, self._new[-1].name
+                self._moved[name + second] = new + second
+                return self._flipped(values)
             case "RightShift":  # of int32 it would repeat the sign
                 operands = (self._cast(each, INT32, UINT32) for each in inputs)
                 shifted = self._add("RightShift", *operands, T=UINT32)
@@ -159,7 +171,7 @@ class _Body:
                 return self._copy()
             case operation:
                 raise UserError(
-                    f"operator {operation} of uint32 is in neither ONNX nor LiteRT"
+                    f"its operator {operation} of uint32 cannot be written as int32"
                 )
 
     def _compare(self, operation, first, second):
@@ -187,6 +199,8 @@ def _lower_attribute(value):
         value.type = INT32
     elif kind == "list":
         value.list.type[:] = [INT32 if x == UINT32 else x for x in value.list.type]
+        for function in value.list.func:
+            function.name = _lowered_name(function.name)
     elif kind == "func":
         value.func.name = _lowered_name(value.func.name)
     elif kind == "tensor" and value.tensor.dtype == UINT32:

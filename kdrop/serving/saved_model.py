@@ -19,7 +19,7 @@ import tensorflow as tf
 import kdrop
 from kdrop import backend, keras_internals
 from kdrop.ensemble.compiled_sampler import check_model
-from kdrop.errors import SAVED_MODEL, UserError, check, is_number, other_formats
+from kdrop.errors import SAVED_MODEL, UserError, check, checked_formats, is_number
 from kdrop.serving.signatures import write_model
 from kdrop.serving.versions import add_version
 
@@ -88,7 +88,7 @@ def export(
     check_model(model)
     fits = is_number(passes, Integral) and 1 <= passes <= MAX_PASSES
     check("passes", passes, fits, f"an integer from 1 to {MAX_PASSES}")
-    others = other_formats(formats)
+    others = checked_formats(formats)
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:

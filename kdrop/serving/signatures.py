@@ -28,7 +28,7 @@ WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def write_model(
-    model, path: Path, passes: int, task, file_formats: Sequence[str] = ()
+    model, path: Path, passes: int, task, file_formats: Sequence[str]
 ) -> None:
     """Write a SavedModel and its warm-up requests; the arguments are as in `export`.
 
@@ -67,14 +67,27 @@ def write_model(
         signatures["sample"] = archive.add_endpoint("sample", sample, specification)
     archive.write_out(str(path), verbose=False)
     _write_requests(path, signatures, interface)
+    example = [_example(interface)] if file_formats else []
     for file_format in file_formats:
-        example = [interface.example()]
         formats.write(serve, "serve", file_format, path, example)
         if tasks:
             several = len(outputs) > 1
             seeded = _sample_seeded(interface, passes, tasks, several, file_format)
-            example.append(tf.range(len(tree.flatten(example)[0]), dtype=tf.int64))
-            formats.write(seeded, "sample_seeded", file_format, path, example)
+            rows = len(tree.flatten(example)[0])
+            seeds = (2**40 + 3) * tf.range(rows, dtype=tf.int64) - 2
+            formats.write(seeded, "sample_seeded", file_format, path, [*example, seeds])
+
+
+def _example(interface):
+    """Inputs that the model takes, whatever sizes it leaves open."""
+    for size in 1, 32:
+        example = interface.example(size)
+        with contextlib.suppress(tf.errors.OpError, ValueError):
+            interface.serve(example)
+            return example
+    raise UserError(
+        "other formats are checked with inputs whose open sizes are 1 or 32"
+    )
 
 
 @contextlib.contextmanager
@@ -118,10 +131,12 @@ def _sample_seeded(interface, passes, tasks, several_outputs, file_format=None):
     @tracing()
     def sample_seeded(inputs, seeds):
         batch = tf.shape(tree.flatten(inputs)[0])[0]
+        if file_format:  # without assertions
+            seeds = tf.reshape(seeds, [batch])
         message = "seeds must be one for each row"
         tf.debugging.assert_equal(tf.size(seeds), batch, message)
         prefix_outputs = split.prefix(interface.pack(inputs))
-        if file_format == "onnx":  # without `bitcast`, and `//` rounds towards 0
+        if file_format == "onnx":  # It has no `bitcast`, and `//` rounds towards 0.
             low = tf.cast(seeds, tf.uint32)
             high = tf.cast((seeds - tf.cast(low, tf.int64)) // 2**32, tf.uint32)
         else:
@@ -142,7 +157,7 @@ def _sample_seeded(interface, passes, tasks, several_outputs, file_format=None):
 
         if file_format:
             chunk, chunks = passes, 1
-            samples = compute(0, passes)
+            samples = {name: x[None] for name, x in compute(0, passes).items()}
         else:
             samples = tf.map_fn(
                 lambda first: compute(first, chunk),
@@ -153,7 +168,7 @@ def _sample_seeded(interface, passes, tasks, several_outputs, file_format=None):
         answer = {}
         for name, values in samples.items():
             # With -1 in place of `batch`, an output of other rows would pass unnoticed.
-            sizes = [chunks * chunk, batch], tf.shape(values)[1 if file_format else 2 :]
+            sizes = [chunks * chunk, batch], tf.shape(values)[2:]
             values = tf.reshape(values, tf.concat(sizes, axis=0))[:passes]
             summary = measures(values, tasks[name], tf.experimental.numpy)
             prefix = f"{name}_" if several_outputs else ""

@@ -16,7 +16,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from kdrop.ensemble.calibration import vote
-from kdrop.errors import SAVED_MODEL, UserError, other_formats
+from kdrop.errors import UserError
 from kdrop.serving.versions import check_writable, remove_partial, versions
 from kdrop.training.checkpoint import Checkpoint, lock, write
 from kdrop.training.data import Data
@@ -91,7 +91,6 @@ def _mark(comparison: Comparison) -> Path:
     """The file that lists the exported versions until the checkpoints are gone."""
     names = [run.key() for run in comparison.runs()]
     names += [folder.name for folder in comparison.folders()]
-    names += other_formats(comparison.formats())
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     return comparison.output / f".exported-{digest[:16]}"
 
@@ -101,7 +100,11 @@ def _exported(comparison: Comparison) -> list[Path]:
     with contextlib.suppress(Exception):  # a damaged file can raise anything
         names = json.loads(_mark(comparison).read_text())
         paths = [comparison.output / name for name in names]
-        if len(paths) == len(comparison.experiments) and all(map(_is_version, paths)):
+        whole = len(paths) == len(comparison.experiments) and all(
+            map(_is_version, paths)
+        )
+        formats = comparison.formats()
+        if whole and all(_record(path)["formats"] == formats for path in paths):
             return paths
     return []
 
@@ -139,7 +142,7 @@ def _train_and_export(
                 "passes": comparison.passes,
                 "voted_on": min(comparison.vote_size, len(data.test.targets)),
                 "checkpoints": [run.digest() for run in runs],
-                "formats": [SAVED_MODEL, *other_formats(comparison.formats())],
+                "formats": comparison.formats(),
             }
             paths.append(
                 _exported_with(record, folder)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdrop.errors import SAVED_MODEL, UserError, check_model_name, other_formats
+from kdrop.errors import SAVED_MODEL, UserError, check_model_name, checked_formats
 from kdrop.training.experiment import Experiment
 from kdrop.training.fields import check_settings, setting
 
@@ -33,7 +33,7 @@ class Comparison:
     name: str | None = setting(
         None, "of the model's folder; of several their prefix", "", "data set and layer"
     )
-    format: str = setting(SAVED_MODEL, "formats of the models: saved_model,onnx,litert")
+    format: str = setting(SAVED_MODEL, "also onnx,litert, besides the SavedModel")
     resume: bool = setting(False, "continue after the last saved epoch")
     tensorboard: Path | None = setting(None, "folder for TensorBoard", "", "no logs")
     data_dir: Path | None = setting(
@@ -45,7 +45,7 @@ class Comparison:
         if len(self.runs()) > MAX_RUNS:
             rule = f"must make at most {MAX_RUNS} runs, not {len(self.runs())}"
             raise UserError(f"`seeds` is {self.seeds}, but with these layers {rule}.")
-        other_formats(self.formats())
+        self.formats()
         if self.name is not None:
             try:
                 for name in (self.name, *(folder.name for folder in self.folders())):
@@ -54,7 +54,8 @@ class Comparison:
                 raise UserError(f"`name` is wrong: {error}") from None
 
     def formats(self) -> list[str]:
-        return [name.strip() for name in self.format.split(",")]
+        """The formats besides the SavedModel."""
+        return checked_formats([name.strip() for name in self.format.split(",")])
 
     def folders(self) -> list[Path]:
         """The folder of each experiment's model."""

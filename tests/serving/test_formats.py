@@ -61,38 +61,81 @@ def test_a_model_without_dropout_has_one_file_for_each_format(tmp_path):
     assert not list(version.glob("*.onnx"))
 
 
-def test_an_operator_that_a_format_lacks_is_named(tmp_path):
+def test_what_a_format_lacks_is_named(tmp_path):
     # The lists of a loop over time: LiteRT must know their shape.
-    model = classifier(kdrop.LockedDropout(0.5), keras.layers.LSTM(2), size=(4, 3))
-    message = "serve.tflite cannot be written: LiteRT has no .* TensorListReserve"
-    with pytest.raises(UserError, match=message):
-        export(model, tmp_path / "model", formats=["litert"])
-    assert not list((tmp_path / "model").iterdir())
+    loop = classifier(kdrop.LockedDropout(0.5), keras.layers.LSTM(2), size=(4, 3))
+    erfinv = classifier(keras.layers.Lambda(keras.ops.erfinv))
+    half = classifier(keras.layers.Dense(4, dtype="bfloat16"))
+    for model, file_format, message in [
+        (
+            loop,
+            "litert",
+            "serve.tflite cannot be .*: LiteRT has no .*TensorListReserve",
+        ),
+        (erfinv, "onnx", "serve.onnx cannot be written: ONNX has no operator Erfinv"),
+        (half, "onnx", "serve.onnx cannot be .*: the model computes in bfloat16"),
+        (half, "litert", "serve.tflite cannot be .*: the model computes in bfloat16"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            export(model, tmp_path / "model", formats=[file_format])
+        assert not list((tmp_path / "model").iterdir())
 
-    model = classifier(keras.layers.Lambda(keras.ops.erfinv))
-    with pytest.raises(UserError, match="serve.onnx .*: ONNX has no operator Erfinv"):
-        export(model, tmp_path / "model", formats=["onnx"])
-    assert not list((tmp_path / "model").iterdir())
+
+def test_names_of_inputs_and_outputs_that_onnx_cannot_keep_apart(tmp_path):
+    inputs = {name: keras.Input((2,), name=name) for name in "ab"}
+    outputs = {"a": inputs["a"] * 2, "c": inputs["b"] * 3}
+    model = keras.Model(inputs, outputs)
+    with pytest.raises(UserError, match="ONNX needs other names .*: {'a'}"):
+        export(model, tmp_path, task="regression", formats=["onnx"])
+
+
+def test_as_many_seeds_as_rows(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), kdrop.InvertedDropout(0.5)])
+    version = export(model, tmp_path, passes=2, task="regression", formats=BOTH)
+    for suffix, run in RUN.items():
+        for seeds in np.arange(1), np.arange(3):
+            inputs = {"inputs": np.ones((2, 2), "float32"), "seeds": seeds}
+            with pytest.raises(Exception, match="(?i)reshape"):
+                run(version / f"sample_seeded.{suffix}", inputs)
 
 
 @pytest.mark.parametrize("file_format", BOTH)
+@pytest.mark.parametrize("scale", [1, 1e-6])
 def test_a_file_that_computes_something_else_is_not_published(
-    tmp_path, monkeypatch, file_format
+    tmp_path, monkeypatch, file_format, scale
 ):
     run = getattr(formats, f"_run_{file_format}")
 
     def wrong(content, inputs):
-        return {key: values + 0.01 for key, values in run(content, inputs).items()}
+        return {key: 0.99 * values for key, values in run(content, inputs).items()}
 
     monkeypatch.setattr(formats, f"_run_{file_format}", wrong)
-    with pytest.raises(UserError, match="computes another probabilities than Tensor"):
-        export(classifier(), tmp_path, formats=[file_format])
+    model = classifier(keras.layers.Dense(3), keras.layers.Rescaling(scale))
+    model.pop()
+    with pytest.raises(UserError, match="does not compute TensorFlow's probabilities:"):
+        export(model, tmp_path, formats=[file_format])
     assert not list(tmp_path.iterdir())
+
+
+def test_undefined_outputs_are_compared(tmp_path):
+    model = classifier(keras.layers.Lambda(keras.ops.log))  # of negative numbers too
+    version = export(model, tmp_path, formats=BOTH)
+    assert {"serve.onnx", "serve.tflite"} < {path.name for path in version.iterdir()}
+
+
+def test_open_sizes_that_are_too_small_for_the_model(tmp_path):
+    layers = [keras.layers.Conv2D(2, 3), keras.layers.GlobalMaxPooling2D()]
+    model = classifier(*layers, size=(None, None, 3))
+    version = export(model, tmp_path, formats=["onnx"])
+    assert (version / "serve.onnx").exists()
 
 
 def test_wrong_formats_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no format 'onx': did you mean onnx"):
         export(classifier(), tmp_path, formats=["onx"])
+    for wrong in "onnx", [1]:
+        with pytest.raises(ValueError, match="`formats` must be a list of names"):
+            export(classifier(), tmp_path, formats=wrong)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tf2onnx: pip install '.\[formats\]'"):
         export(classifier(), tmp_path, formats=["onnx"])

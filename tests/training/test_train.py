@@ -81,7 +81,7 @@ def test_the_best_seed_is_exported_with_its_record(compared):
         assert {"curves.png", "regions.png", "saved_model.pb", "model.keras"} < files
         assert {"report.html", "serve.tflite"} < files
         assert ("sample_seeded.tflite" in files) == (slug != "spiral-none")
-        assert record(folder, slug)["formats"] == ["saved_model", "litert"]
+        assert record(folder, slug)["formats"] == ["litert"]
         seeds = record(folder, slug)["seeds"]
         assert set(seeds) == {"0", "1"}
         best = max(metrics["validation_accuracy"] for metrics in seeds.values())
