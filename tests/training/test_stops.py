@@ -206,6 +206,13 @@ def test_a_stop_in_the_clean_up_exports_nothing_again(kind, exported):
     assert os.listdir(exported / "saved_models") == ["spiral-none"]
 
 
+def test_a_stop_in_the_clean_up_and_then_another_format(exported):
+    assert train(f"{RESUME} --format litert", exported)[0] == 0
+    assert versions(exported) == ["1", "2"]
+    assert (exported / "saved_models/spiral-none/2/serve.tflite").exists()
+    assert os.listdir(exported / "saved_models") == ["spiral-none"]
+
+
 def test_the_clean_up_leaves_what_another_command_began(exported, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", saves_two)
