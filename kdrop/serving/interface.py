@@ -43,14 +43,14 @@ class Interface:
         return zeros if len(zeros) > 1 else zeros["inputs"]
 
     def example(self, size):
-        """Two rows, or as many as the model takes: random numbers, or as in `zeros`.
+        """Two rows, or as many as the model takes, with `size` for unknown sizes.
 
-        `size` replaces unknown sizes.
+        Random numbers in [0, 1), which may be indices of an embedding; else as `zeros`.
         """
         random, example = tf.random.Generator.from_seed(0), {}
         for name, spec in self.inputs.items():
             sizes = [self.batch_size or 2, *(each or size for each in spec.shape[1:])]
-            make = random.normal if spec.dtype.is_floating else tf.zeros
+            make = random.uniform if spec.dtype.is_floating else tf.zeros
             example[name] = make(sizes, dtype=spec.dtype)
         return example if len(example) > 1 else example["inputs"]
 

@@ -33,7 +33,6 @@ LAYERS = {  # and the shape of their inputs
         lambda: kdrop.SpatialDropout1D(0.3),
         lambda: kdrop.LockedDropout(0.3),
         lambda: kdrop.DropBlock1D(0.3, 2),
-        lambda: kdrop.TokenDropout(0.3),
         lambda: kdrop.WeightDropout(layers.GRU(4, unroll=True), 0.3),
         lambda: layers.RNN(kdrop.Zoneout(layers.LSTMCell(4), 0.3), unroll=True),
     ],
@@ -58,6 +57,12 @@ def words():
     return classifier((5,), kdrop.EmbeddingDropout(10, 4, rate=0.3))
 
 
+def tokens():
+    # It returns an unknown number of them.
+    drop, pool = kdrop.TokenDropout(0.3), layers.GlobalAveragePooling1D()
+    return classifier(SEQUENCE, drop, pool)
+
+
 def attention():
     inputs = keras.Input(SEQUENCE)
     attended = kdrop.DropKey(layers.MultiHeadAttention(2, 2), 0.3)(inputs, inputs)
@@ -71,6 +76,7 @@ MODELS = {
 }
 MODELS |= {
     "words": words,
+    "tokens": tokens,
     "attention": attention,
     "alexnet32": lambda: kdrop.models.alexnet32(
         kdrop.InvertedDropout, width=4, hidden=(8,)
