@@ -43,6 +43,7 @@ if os.environ.get("CI_FULL") == "1":
         f"test_{name}.py"
         for name in (
             "audit",
+            "audit_arguments",
             "insert",
             "processes_stress",
             "rates",

@@ -52,13 +52,13 @@ def write(function, name: str, file_format: str, version: Path, example) -> None
             tensors = dict(zip(inputs, tf.nest.flatten(example), strict=True))
             results = run(content, {key: x.numpy() for key, x in tensors.items()})
     except Exception as error:
+        reasons = [str(error)] if isinstance(error, UserError) else []
         if others := kinds & {"bfloat16", "float16", "float64"}:
-            reason = f"the model computes in {', '.join(sorted(others))}"
-        elif isinstance(error, UserError):
-            reason = error
-        else:
+            reasons.append(f"the model computes in {', '.join(sorted(others))}")
+        if not reasons:
             raise
-        raise UserError(f"{file.name} cannot be written: {reason}") from error
+        sentence = f"{file.name} cannot be written: {'; '.join(reasons)}"
+        raise UserError(sentence) from error
     tolerance = _HALF_TOLERANCE if "float16" in kinds else _TOLERANCE
     _check(file.name, results, _computed(function, example), tolerance)
     file.write_bytes(content)
@@ -76,21 +76,25 @@ def _computed(function, example) -> dict:
 
 def _check(file: str, results: dict, expected: dict, tolerance: float) -> None:
     """Raise `UserError` unless the results are those of TensorFlow."""
+    expected = {key: np.asarray(x, "float64") for key, x in expected.items()}
     largest: dict[str, float] = {}
     for key, values in expected.items():
-        finite = np.abs(values[np.isfinite(values)], dtype="float64")
-        # The measures of an output have one scale: its samples may all agree.
-        output = re.sub("(mean|std|entropy|mutual_information)$", "", key)
-        largest[output] = max(largest.get(output, 0), finite.max(initial=0))
-        expected[key] = output, np.asarray(values, "float64")
-    for key, (output, values) in expected.items():
+        finite = np.abs(values[np.isfinite(values)]).max(initial=0)
+        largest[_output(key)] = max(finite, largest.get(_output(key), 0))
+    for key, values in expected.items():
         result = np.asarray(results[key], "float64")
-        limit = tolerance * largest[output]
+        limit = tolerance * largest[_output(key)]
         if not np.allclose(result, values, 0, limit, equal_nan=True):
+            difference = np.abs(np.nan_to_num(result) - np.nan_to_num(values)).max()
             raise UserError(
                 f"{file} does not compute TensorFlow's {key}: they differ by up to "
-                f"{np.nanmax(np.abs(result - values)):.1g}"
+                f"{difference:.1g}"
             )
+
+
+def _output(key: str) -> str:
+    """The output that a measure summarises. All its measures have one scale."""
+    return re.sub("(mean|std|entropy|mutual_information)$", "", key)
 
 
 @contextlib.contextmanager

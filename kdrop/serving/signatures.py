@@ -86,7 +86,8 @@ def _example(interface):
             interface.serve(example)
             return example
     raise UserError(
-        "other formats are checked with inputs whose open sizes are 1 or 32"
+        "the model refuses the inputs with which other formats are checked: numbers in "
+        "[0, 1) or zeros, of size 1 or 32 where a size is open"
     )
 
 

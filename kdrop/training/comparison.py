@@ -96,15 +96,13 @@ def _mark(comparison: Comparison) -> Path:
 
 
 def _exported(comparison: Comparison) -> list[Path]:
-    """The versions that `_mark` lists, if all of them are there."""
+    """The versions that `_mark` lists, if all are there in all formats."""
     with contextlib.suppress(Exception):  # a damaged file can raise anything
         names = json.loads(_mark(comparison).read_text())
         paths = [comparison.output / name for name in names]
-        whole = len(paths) == len(comparison.experiments) and all(
-            map(_is_version, paths)
-        )
         formats = comparison.formats()
-        if whole and all(_record(path)["formats"] == formats for path in paths):
+        whole = [_is_version(x) and _record(x)["formats"] == formats for x in paths]
+        if len(paths) == len(comparison.experiments) and all(whole):
             return paths
     return []
 

@@ -53,6 +53,18 @@ def test_information_is_exact_where_samples_nearly_agree():
     np.testing.assert_allclose(summary.mutual_information, 2 * d**2, rtol=1e-6)
 
 
+def test_information_keeps_its_digits_in_the_float32_of_exported_models():
+    """Rounded shares alone, 2^-24 off, would have an error as large as the result."""
+    changes = 1e-4 * np.random.default_rng(0).normal(size=(50, 5, 3))
+    samples = np.array([0.7, 0.2, 0.1]) * (1 + changes)
+    samples = np.float32(samples / samples.sum(axis=-1, keepdims=True))
+    exact = kdrop.summarise(samples).mutual_information
+    assert (exact < 1e-8).all()
+    single = measures(samples, "classification")["mutual_information"]
+    assert single.dtype == "float32"
+    np.testing.assert_allclose(single, exact, rtol=0.01)
+
+
 @pytest.mark.parametrize("small", [1e-3, 1e-20, 5e-324])
 def test_information_of_a_class_that_a_sample_nearly_rules_out(small):
     """Of two distributions p and q it is the Jensen-Shannon divergence."""

@@ -32,7 +32,8 @@ from structures import KINDS, TASKS, Subclassed, points
 from kdrop.serving import export
 for kind in ("string", "nested", "subclassed_arguments"):
     case = KINDS[kind]()
-    export(case.model, kind, passes=3, task=TASKS.get(kind, "classification"))
+    task, formats = TASKS.get(kind, "classification"), ["litert"] * (kind == "nested")
+    export(case.model, kind, passes=3, task=task, formats=formats)
     np.savez(f"{kind}.npz", **case.named)
     if kind != "string":  # which JAX cannot compute
         by_argument = kind == "subclassed_arguments"
@@ -193,6 +194,8 @@ def test_a_model_of_the_jax_backend_is_exported_or_rejected(tmp_path):
     (sentence,) = process.stdout.splitlines()
     assert sentence.startswith("model 'local' cannot be exported: ValueError: class")
     assert not list((tmp_path / "local").iterdir())
+    files = {path.name for path in (tmp_path / "nested/1").glob("*.tflite")}
+    assert files == {"serve.tflite", "sample_seeded.tflite"}
     names = {"nested": ("u_0", "u_1"), "subclassed_arguments": ("p", "q")}
     for kind in ("string", *names):
         assert (tmp_path / kind / "1" / WARM_UP).exists()
