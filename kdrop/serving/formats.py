@@ -134,6 +134,7 @@ def _to_onnx(graph, inputs, outputs) -> bytes:
     model, _ = tf2onnx.convert.from_graph_def(
         graph, input_names=[*inputs.values()], output_names=[*outputs.values()],
         opset=_OPSET, tensors_to_rename=names,
+        custom_op_handlers={"Erfc": (_erfc, [])},
     )  # fmt: skip
     unknown = {
         node.op_type
@@ -143,6 +144,19 @@ def _to_onnx(graph, inputs, outputs) -> bytes:
     if unknown:
         raise UserError(f"ONNX has no operator {', '.join(sorted(unknown))}")
     return model.SerializeToString()
+
+
+def _erfc(context, node, name, _):
+    """Write `Erfc`, of Keras's GELU, as 1 - Erf: the converter has only that."""
+    (output,) = node.output
+    kind, shape = context.get_dtype(output), context.get_shape(output)
+    one = context.make_const(f"{name}/one", np.ones((), "float32")).output
+    one = context.make_node("Cast", one, attr={"to": kind}).output
+    erf = context.make_node("Erf", node.input).output
+    context.remove_node(name)
+    context.make_node(
+        "Sub", [*one, *erf], outputs=[output], name=name, dtypes=[kind], shapes=[shape]
+    )
 
 
 def _onnx_nodes(graph):

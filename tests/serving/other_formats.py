@@ -24,9 +24,11 @@ RUN = {"onnx": run_onnx, "tflite": run_litert}
 def differences(version, inputs):
     """The largest difference from the SavedModel, for each file and each output."""
     loaded, found = tf.saved_model.load(str(version)), {}
-    for name in "serve", "sample_seeded":
-        arguments = inputs if name == "serve" else {**inputs, "seeds": SEEDS}
-        expected = getattr(loaded, name)(*map(tf.constant, arguments.values()))
+    tensors = {name: tf.constant(values) for name, values in inputs.items()}
+    first = tensors if len(tensors) > 1 else tensors["inputs"]
+    for name, seeds in ("serve", {}), ("sample_seeded", {"seeds": SEEDS}):
+        arguments = {**inputs, **seeds}
+        expected = getattr(loaded, name)(first, *map(tf.constant, seeds.values()))
         for suffix, run in RUN.items():
             results = run(version / f"{name}.{suffix}", arguments)
             assert {*results} == {*expected}

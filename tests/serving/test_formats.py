@@ -47,7 +47,7 @@ def test_the_masks_are_those_of_sample(tmp_path):
     ids=lambda layer: layer.name,
 )
 def test_outputs_are_equal(tmp_path, layer):
-    model = classifier(keras.layers.Dense(8, activation="relu"), layer)
+    model = classifier(keras.layers.Dense(8, activation="gelu"), layer)
     version = export(model, tmp_path, passes=5, formats=BOTH)
     found = differences(version, {"inputs": POINTS})
     assert len(found) == 2 * (1 + 4)
