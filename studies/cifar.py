@@ -45,12 +45,12 @@ def recipe(quick: bool) -> Study:
         "none": [
             *grid(none, weight_decay=(0.005, 0.01), shift=(2, 4)),
             *grid(none, weight_decay=(0.02, 0.04), shift=(4,)),
-            *grid(none, weight_decay=(0.01,), shift=(6,)),
+            *grid(none, weight_decay=(0.01, 0.02), shift=(6,)),
         ],
         "InvertedDropout": [
             *grid(rate=(in_classifier, everywhere), shift=(2, 4)),
             *grid(rate=(in_classifier,), shift=(6,)),
-            *grid(rate=(in_classifier,), weight_decay=(0.01, 0.02), shift=(4,)),
+            *grid(rate=(in_classifier,), weight_decay=(0.01, 0.02, 0.04), shift=(4,)),
         ],
     }
     columns = {
