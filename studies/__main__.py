@@ -13,13 +13,15 @@ with one_sentence("studies", "train"):
     from kdrop.training.checkpoint import lock
     from kdrop.training.fields import check
     from kdrop.training.run import load_data
-    from studies.cifar import alexnet, family, recipe
-    from studies.mnist import rate, regularisers, votes
+    from studies.cifar import alexnet, family, recipe, residual
+    from studies.mnist import mnist, rate, regularisers, votes
     from studies.runner import Runner, usable_cores
     from studies.spiral import points, spiral
     from studies.study import answer, settings, table, write
 
-QUESTIONS = (spiral, points, votes, rate, regularisers, alexnet, family, recipe)
+QUESTIONS = (
+    spiral, points, votes, rate, regularisers, mnist, alexnet, family, recipe, residual
+)  # fmt: skip
 STUDIES = {question.__name__: question for question in QUESTIONS}
 
 

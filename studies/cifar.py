@@ -1,21 +1,16 @@
 """CIFAR-10: what does each layer do, and where in the network?"""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdrop.training.experiment import Experiment
-from studies import figures
 from studies.spiral import UNITS
 from studies.study import (
     ERRORS,
-    Results,
     Study,
     arms,
     draw_errors,
-    error,
+    draw_pairs,
     grid,
     metric,
     split,
@@ -28,9 +23,11 @@ PLAIN: dict[str, Any] = dict(
     optimizer="adam", warmup=0.0, weight_decay=0.0, label_smoothing=0.0,
     mirror=False, shift=0,
 )  # fmt: skip
-
-# 97.5 % quantiles of Student's t, by the number of pairs.
-QUANTILES = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+COLUMNS = {
+    "test accuracy %": metric("test_accuracy", 100),
+    "calibration error": metric("test_calibration_error"),
+    "test loss": metric("test_loss"),
+}
 
 
 def recipe(quick: bool) -> Study:
@@ -53,33 +50,25 @@ def recipe(quick: bool) -> Study:
             *grid(rate=(in_classifier,), weight_decay=(0.01, 0.02, 0.04), shift=(4,)),
         ],
     }
-    columns = {
-        "test accuracy %": metric("test_accuracy", 100),
-        "calibration error": metric("test_calibration_error"),
-        "test loss": metric("test_loss"),
-    }
     question = f"CIFAR-10, {examples:,} training images: does dropout pay in a recipe?"
     compared = arms(base, changes)
-    return Study(question, compared, 2 if quick else 5, columns, _draw_pairs)
+    return Study(question, compared, 2 if quick else 5, COLUMNS, draw_pairs)
 
 
-def _draw_pairs(path: Path, results: Results) -> str:
-    """Draw the test errors; the finding is the interval of their paired differences."""
-    groups = {result.arm.name: result.values(error("test")) for result in results}
-    (plain, errors), *others = groups.items()
-    lines = []
-    for name, dropped in others:
-        differences = np.subtract(dropped, errors)
-        mean, deviation = figures.summary(differences)
-        reach = QUANTILES[len(differences)] * deviation
-        lines.append(
-            f"{name} errs in {np.mean(dropped):.2f} %, {plain} in {np.mean(errors):.2f}"
-            f" %: {mean:+.2f} points\n(95 % t interval of {len(differences)} pairs: "
-            f"{mean - reach:+.2f} to {mean + reach:+.2f})"
-        )
-    title = "\n".join(lines)
-    figures.dots(path, title, {"": groups}, "Test error (%)", {})
-    return title
+def residual(quick: bool) -> Study:
+    """The same recipe for `resnet32`, with layers that it has places for."""
+    examples, epochs = (500, 4) if quick else (5000, 40)
+    base = partial(
+        Experiment.preset, "cifar10", model="resnet32", epochs=epochs,
+        **split(examples, examples),
+    )  # fmt: skip
+    names = "DropPath", "StochasticDepth", "DropBlock2D", "InvertedDropout"
+    changes = {
+        "none": grid({"dropout": "none"}, weight_decay=(0.01, 0.02)),
+        **{name: grid({"dropout": name}, rate=(0.1, 0.2)) for name in names},
+    }
+    question = f"CIFAR-10, {examples:,} training images: what pays in resnet32?"
+    return Study(question, arms(base, changes), 2 if quick else 3, COLUMNS, draw_pairs)
 
 
 def family(quick: bool) -> Study:
@@ -92,25 +81,24 @@ def family(quick: bool) -> Study:
         Experiment.preset, "cifar10", width=8, hidden=256, epochs=epochs,
         batch_size=64, learning_rate=0.01, **PLAIN, **split(examples, examples // 2),
     )  # fmt: skip
-    rates = [(n / 2, n / 2, n, 2.5 * n) for n in ([0.1] if quick else [0.05, 0.1, 0.2])]
-    learning_rates = [1e-2] if quick else [3e-3, 1e-2, 3e-2]
+    rates = [
+        (n / 2, n / 2, n, 2.5 * n)
+        for n in ([0.1] if quick else [0.025, 0.05, 0.1, 0.2])
+    ]
+    learning_rates = [1e-2] if quick else [3e-3, 5e-3, 1e-2, 3e-2]
     changes = {"none": grid({"dropout": "none"}, learning_rate=learning_rates)}
     for name in (*UNITS, *MAPS, "DropConnectDense"):
         arm = name + " + Inverted" * (name in MAPS)
         changes[arm] = grid({"dropout": name}, rate=rates)
     for name in LEARNED:
         changes[name] = grid({"dropout": name}, learning_rate=learning_rates)
-    columns = {
-        "test accuracy %": metric("test_accuracy", 100),
-        "calibration error": metric("test_calibration_error"),
-        "test loss": metric("test_loss"),
-    }
     return Study(
         f"CIFAR-10, {examples:,} training images, alexnet32: what does each layer do?",
         arms(base, changes),
         2 if quick else 3,
-        columns,
+        COLUMNS,
         draw_errors,
+        draw_pairs,
     )
 
 
@@ -132,4 +120,4 @@ def alexnet(quick: bool) -> Study:
         )  # fmt: skip
         compared += arms(base, changes, f"{examples:,} training images")
     question = "CIFAR-10: does dropout help more after convolutions too?"
-    return Study(question, compared, 2 if quick else 3, ERRORS)
+    return Study(question, compared, 2 if quick else 5, ERRORS)

@@ -29,6 +29,28 @@ def _base(examples: int, width: int, epochs: int) -> partial:
     )  # fmt: skip
 
 
+def mnist(quick: bool) -> Study:
+    """The preset of `train.py mnist`, without dropout, and with it and max-norm."""
+    examples, epochs = (1000, 4) if quick else (50000, 20)
+    base = partial(
+        Experiment.preset, "mnist", epochs=epochs, **study.split(examples, 10000)
+    )
+    dropped: dict[str, Any] = dict(rate=0.5, input_rate=0.2, max_norm=2.0)
+    changes = {
+        name: [
+            *study.grid(arm, learning_rate=(5e-4, 1e-3, 2e-3), label_smoothing=(0.0,)),
+            *study.grid(arm, learning_rate=(1e-3,), label_smoothing=(0.1,)),
+        ]
+        for name, arm in {
+            "none": {"dropout": "none"},
+            "dropout + max-norm": dropped,
+        }.items()
+    }
+    question = f"MNIST, {examples:,} training images: does dropout pay in the recipe?"
+    arms = study.arms(base, changes)
+    return Study(question, arms, 2 if quick else 3, study.ERRORS, study.draw_pairs)
+
+
 def regularisers(quick: bool) -> Study:
     """Srivastava et al. (2014), table 9."""
     examples, width, epochs = (1000, 256, 12) if quick else (10000, 512, 80)

@@ -29,7 +29,10 @@ def spiral(quick: bool) -> Study:
         Experiment.preset, "spiral", dropout="none", train_size=3000,
         learning_rate=0.01, epochs=4 if quick else 20,
     )  # fmt: skip
-    layers = {name: grid({"dropout": name}, rate=(0.1, 0.3, 0.5)) for name in UNITS}
+    layers = {
+        name: grid({"dropout": name}, rate=(0.02, 0.05, 0.1, 0.3, 0.5))
+        for name in UNITS
+    }
     columns = {
         "test accuracy %": metric("test_accuracy", 100),
         "test loss": metric("test_loss"),
@@ -37,7 +40,10 @@ def spiral(quick: bool) -> Study:
     }
     return Study(
         "The spiral: which layers come near an error of 9 %, the least possible?",
-        arms(base, {"none": grid(learning_rate=(0.005, 0.01, 0.02)), **layers}),
+        arms(
+            base,
+            {"none": grid(learning_rate=(0.001, 0.0025, 0.005, 0.01, 0.02)), **layers},
+        ),
         2 if quick else 5,
         columns,
         partial(draw_errors, **{"best possible classifier": 9.0}),

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
@@ -32,6 +33,8 @@ ERRORS = {
     "test loss": metric("test_loss"),
     "train error %": error("train"),
 }
+# 97.5 % quantiles of Student's t, by the number of pairs.
+QUANTILES = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,25 @@ def draw_errors(path: Path, results: Results, **limits: float) -> str:
         groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
     title = "\n".join(lines)
     figures.dots(path, title, groups, "Test error (%)", limits)
+    return title
+
+
+def draw_pairs(path: Path, results: Results) -> str:
+    """Draw the test errors; the finding is the interval of their paired differences."""
+    groups = {result.arm.name: result.values(error("test")) for result in results}
+    (plain, errors), *others = groups.items()
+    lines = []
+    for name, dropped in others:
+        differences = np.subtract(dropped, errors)
+        mean, deviation = figures.summary(differences)
+        reach = QUANTILES[len(differences)] * deviation
+        lines.append(
+            f"{name} errs in {np.mean(dropped):.2f} %, {plain} in {np.mean(errors):.2f}"
+            f" %: {mean:+.2f} points\n(95 % t interval of {len(differences)} pairs: "
+            f"{mean - reach:+.2f} to {mean + reach:+.2f})"
+        )
+    title = "\n".join(lines)
+    figures.dots(path, title, {"": groups}, "Test error (%)", {})
     return title
 
 
