@@ -82,8 +82,8 @@ def draw_errors(path: Path, results: Results, **limits: float) -> str:
         more = sum(beyond(result, plain) for result in others)
         best = min(others, key=lambda result: result.summary()[0])
         lines.append(
-            f"{series}{': ' * bool(series)}{plain}, least {best}; beyond two standard "
-            f"errors {less} of {len(others)} err less, {more} more"
+            f"{series}{': ' * bool(series)}least error {best}, {plain}; by over two "
+            f"standard errors {less} of {len(others)} err less, {more} more"
         )
         groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
     title = "\n".join(lines)
