@@ -42,14 +42,14 @@ def recipe(quick: bool) -> Study:
         "none": [
             *grid(none, weight_decay=(0.005, 0.01), shift=(2, 4)),
             *grid(none, weight_decay=(0.02,), shift=(2, 4, 6)),
-            *grid(none, weight_decay=(0.04,), shift=(4,)),
-            *grid(none, weight_decay=(0.01,), shift=(6,)),
+            *grid(none, weight_decay=(0.04, 0.08), shift=(4,)),
+            *grid(none, weight_decay=(0.01, 0.04), shift=(6,)),
         ],
         "InvertedDropout": [
             *grid(rate=(in_classifier, everywhere), shift=(2, 4)),
             *grid(rate=(in_classifier,), shift=(6,)),
-            *grid(rate=(in_classifier, everywhere), weight_decay=(0.02,)),
-            *grid(rate=(in_classifier,), weight_decay=(0.01, 0.04)),
+            *grid(rate=(in_classifier, everywhere), weight_decay=(0.02, 0.04)),
+            *grid(rate=(in_classifier,), weight_decay=(0.01, 0.08)),
         ],
     }
     question = f"CIFAR-10, {examples:,} training images: does dropout pay in a recipe?"
