@@ -34,8 +34,9 @@ def recipe(quick: bool) -> Study:
     """The preset of `train.py cifar10`, without dropout and with it at two places."""
     examples, epochs = (500, 4) if quick else (5000, 40)
     base = partial(
-        Experiment.preset, "cifar10", epochs=epochs, **split(examples, examples)
-    )
+        Experiment.preset, "cifar10", epochs=epochs, weight_decay=0.005,
+        **split(examples, examples),
+    )  # fmt: skip
     none = {"dropout": "none"}
     in_classifier, everywhere = (0.0, 0.0, 0.0, 0.5), (0.05, 0.05, 0.1, 0.25)
     changes = {
@@ -109,7 +110,7 @@ def alexnet(quick: bool) -> Study:
     places: dict[str, dict[str, Any]] = {
         "none": {"dropout": "none"},
         "in the classifier": {"rate": (0.0, 0.0, 0.0, 0.5)},
-        "everywhere": {},
+        "everywhere": {"rate": (0.1, 0.1, 0.2, 0.5)},
     }
     rates = (2e-3, 5e-3, 1e-2)
     changes = {name: grid(place, learning_rate=rates) for name, place in places.items()}

@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Of the networks with batch normalisation, whatever the data set.
 NORMALISED = ("alexnet32", "resnet32")
-RECIPE: dict = dict(optimizer="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.005)
+RECIPE: dict = dict(optimizer="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.02)
 OPTIMIZERS = ("adam", "sgd")
 # Allowed values.
 FRACTION, SIZE, WIDTH = "[0, 1)", "[1, 1000000]", "[1, 16384]"

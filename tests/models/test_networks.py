@@ -93,7 +93,7 @@ def test_alexnet32_layers():
     block = ["Conv2D", "MaxPooling2D", "BatchNormalization", "ReLU", "Dropout"]
     assert kinds(model)[1:11] == block * 2
     assert kinds(model)[start - 1] == "Dropout"
-    assert list(rates(model).values()) == [0.1, 0.1, 0.2, 0.5, 0.5]
+    assert list(rates(model).values()) == [0.05, 0.05, 0.1, 0.25, 0.25]
 
 
 def test_resnet32_layers():

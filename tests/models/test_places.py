@@ -168,7 +168,7 @@ def test_standout_dropout_starts_near_the_rate_behind_dense_layers():
     model = build("alexnet32", layers.StandoutDropout)
     drops = drop_layers(model)
     assert [layer.name for layer in drops] == ["drop_4", "drop_5"]
-    assert 1 / (1 + np.exp(drops[0].beta)) == pytest.approx(0.5)
+    assert 1 / (1 + np.exp(drops[0].beta)) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="starts at a rate above 0"):
         models.spiral_mlp(layers.StandoutDropout, 0.0)
 

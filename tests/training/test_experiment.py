@@ -64,12 +64,12 @@ def test_networks_with_batch_normalisation_have_a_recipe_for_sgd():
         experiment = Experiment.preset(data, **settings)
         return tuple(getattr(experiment, name) for name in names)
 
-    assert recipe("cifar10") == ("sgd", 0.1, 0.1, 0.005)
+    assert recipe("cifar10") == ("sgd", 0.1, 0.1, 0.02)
     assert recipe("mnist", model="resnet32") == recipe("cifar10", decay="cosine")
     assert recipe("cifar10", model="alexnet") == ("adam", 0.001, 0.0, 0.0)
     assert recipe("cifar10", optimizer="adam") == ("adam", 0.001, 0.0, 0.0)
-    assert recipe("cifar10", decay=0.1) == ("sgd", 0.1, 0.0, 0.005)
-    assert recipe("cifar10", learning_rate=0.02) == ("sgd", 0.02, 0.1, 0.005)
+    assert recipe("cifar10", decay=0.1) == ("sgd", 0.1, 0.0, 0.02)
+    assert recipe("cifar10", learning_rate=0.02) == ("sgd", 0.02, 0.1, 0.02)
 
 
 def test_a_single_rate_is_a_tuple_of_one():
