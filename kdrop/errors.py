@@ -101,7 +101,8 @@ def checked_formats(formats: Sequence[str]) -> list[str]:
 
     Raises `UserError` if there is no such format, or if its packages are missing.
     """
-    fits = not isinstance(formats, str) and all(isinstance(x, str) for x in formats)
+    fits = isinstance(formats, Sequence) and not isinstance(formats, str)
+    fits = fits and all(isinstance(x, str) for x in formats)
     check("formats", formats, fits, "a list of names")
     for name in formats:
         check_choice("format", name, [SAVED_MODEL, *FORMATS])

@@ -5,6 +5,7 @@ probability of the second of two classes. NumPy computes in float64.
 """
 
 from collections.abc import Sequence
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,8 +139,10 @@ def distributions(probabilities: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(probabilities, "float64")
     if not values.ndim or not are_probabilities(values):
+        first = shortened(values.ravel()[:7].tolist())
         raise ValueError(
             "Probabilities must be 0 or more and sum to 1 over the last dimension, or "
-            f"lie between 0 and 1 if it is 1. Received: {values}"
+            "lie between 0 and 1 if it is 1. Logits need a softmax first, and other "
+            f'numbers the task "regression". Received: {first}'
         )
     return two_columns(values)

@@ -134,7 +134,8 @@ class Zoneout(keras.layers.Wrapper, DropoutRNNCell):
     place = "a recurrent cell to wrap"
 
     def __init__(self, cell, rate, seed=None, **kwargs):
-        if not (isinstance(cell, keras.Layer) and hasattr(cell, "state_size")):
+        fits = isinstance(cell, keras.Layer) and hasattr(cell, "state_size")
+        if not fits or isinstance(cell, keras.layers.RNN):
             raise ValueError(f"Zoneout wraps a recurrent cell. Received: cell={cell!r}")
         kwargs.setdefault("dtype", cell.dtype_policy)
         super().__init__(cell, **kwargs)

@@ -192,7 +192,8 @@ def _to_litert(graph, inputs, outputs) -> bytes:
             if not found:
                 raise
             names = ", ".join(dict.fromkeys(found))
-            raise UserError(f"LiteRT has no operator for {names}") from error
+            hint = "; recurrent layers need `unroll=True`" * ("TensorList" in names)
+            raise UserError(f"LiteRT has no operator for {names}{hint}") from error
 
 
 def _run_litert(content: bytes, inputs) -> dict:

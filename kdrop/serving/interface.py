@@ -73,6 +73,16 @@ class Interface:
         names = _names(outputs, "output", self._output_layers)
         return dict(zip(names, tree.flatten(outputs), strict=True))
 
+    def check_labels(self, outputs, labels: int) -> None:
+        """Raise `UserError` unless an output has a class for each label."""
+        sizes = {x.shape[-1] if x.shape.rank else None for x in outputs.values()}
+        allowed = {*sizes, *([2] if 1 in sizes else [])}  # of a sigmoid
+        if labels and None not in sizes and labels not in allowed:
+            raise UserError(
+                f"there are {labels} labels, but the model's outputs have "
+                f"{' or '.join(map(str, sorted(sizes)))} values for each row"
+            )
+
     def tasks(self, outputs, task) -> dict[str, str]:
         """The task of each output that can be sampled: it holds numbers for each row.
 

@@ -53,7 +53,8 @@ def export(
             are joined by `_`.
         folder: The model's folder, whose name is that of the model: ASCII letters,
             digits, `_`, `-` and `.`, not a number. The version is the next integer.
-        labels: Class names in the order of the outputs, for `assets/labels.txt`.
+        labels: Class names in the order of the outputs, for `assets/labels.txt`: one
+            for each class, all different, each of one line.
         record: Settings and metrics for `experiment.json`.
         history: Columns of `history.csv`, one value for each epoch.
         draw: Adds pictures and pages. Called last, with the version's temporary
@@ -70,7 +71,8 @@ def export(
     Raises:
         UserError: If the folder has another name or cannot be written, or the model
             cannot be exported.
-        ValueError: If `model` is not a `keras.Model`, or has not been built.
+        ValueError: If `model` is not a `keras.Model`, or has not been built; for
+            labels, passes or formats that are not allowed.
 
     >>> import tempfile
     >>> import tensorflow as tf
@@ -88,14 +90,18 @@ def export(
     check_model(model)
     fits = is_number(passes, Integral) and 1 <= passes <= MAX_PASSES
     check("passes", passes, fits, f"an integer from 1 to {MAX_PASSES}")
+    lines = [label.splitlines() for label in labels if isinstance(label, str)]
+    fits = not isinstance(labels, str) and len({*map(tuple, lines)}) == len(labels)
+    fits = fits and all(len(each) == 1 for each in lines)
+    check("labels", labels, fits, "a list of different names, each of one line")
     others = checked_formats(formats)
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:
-        _write_model(model, version, int(passes), task, others)
+        _write_model(model, version, int(passes), task, others, len(labels))
         (version / "assets").mkdir(exist_ok=True)
-        lines = "".join(f"{label}\n" for label in labels)
-        (version / "assets" / "labels.txt").write_text(lines)
+        text = "".join(f"{label}\n" for label in labels)
+        (version / "assets" / "labels.txt").write_text(text)
         made_with = {"python": platform.python_version(), "commit": _commit()}
         made_with |= {x.__name__: x.__version__ for x in (kdrop, tf, keras, np)}
         # JSON has no NaN, which a diverged run contains: write null instead.
@@ -112,11 +118,11 @@ def export(
     return add_version(Path(folder), write)
 
 
-def _write_model(model, version: Path, passes: int, task, formats) -> None:
+def _write_model(model, version: Path, *settings) -> None:
     write = write_model if backend.name() == "tensorflow" else _write_on_tensorflow
     try:
         model.save(version / KERAS_FILE)
-        write(model, version, passes, task, formats)
+        write(model, version, *settings)
     except (UserError, OSError):
         raise
     except Exception as error:  # a layer may raise any exception
@@ -124,7 +130,9 @@ def _write_model(model, version: Path, passes: int, task, formats) -> None:
         raise UserError(sentence) from error
 
 
-def _write_on_tensorflow(model, version: Path, passes: int, task, formats) -> None:
+def _write_on_tensorflow(
+    model, version: Path, passes: int, task, formats, labels: int
+) -> None:
     """Write the model in a process that loads the Keras file with TensorFlow."""
     # The model's classes must be importable there.
     paths = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
@@ -135,7 +143,7 @@ def _write_on_tensorflow(model, version: Path, passes: int, task, formats) -> No
         "PYTHONPATH": os.pathsep.join(paths),
     }
     task = dict(task) if isinstance(task, Mapping) else task
-    settings = json.dumps([passes, task, formats])
+    settings = json.dumps([passes, task, formats, labels])
     program = f"from {__name__} import write_in_process; write_in_process()"
     command = [sys.executable, "-c", program, version, settings]
     command += keras_internals.custom_classes(model)

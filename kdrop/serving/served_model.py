@@ -79,6 +79,11 @@ class ServedModel(Model):
         """Predict in TensorFlow Serving's row format: one row for each instance."""
         if not isinstance(request, dict):
             raise InvalidInput("the request must be an object with `instances`")
+        if unknown := request.keys() - {"signature_name", "instances"}:
+            raise InvalidInput(
+                f"the request has a field {shortened(min(unknown))}: there are only "
+                "`instances` and `signature_name`"
+            )
         signature = self._signature(request.get("signature_name", "serving_default"))
         rows = request.get("instances")
         if not isinstance(rows, list) or not rows:
@@ -205,7 +210,7 @@ def _is_by_row(signature) -> bool:
 def _compute(signature, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     try:
         outputs = signature(**{name: tf.constant(x) for name, x in arrays.items()})
-        return {name: _from_tensor(output) for name, output in outputs.items()}
+        return {name: _from_tensor(outputs[name]) for name in sorted(outputs)}
     except tf.errors.InvalidArgumentError as error:
         raise InvalidInput(error.message.splitlines()[0]) from None
     except UnicodeError:

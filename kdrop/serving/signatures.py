@@ -8,8 +8,10 @@ https://www.tensorflow.org/tfx/serving/saved_model_warmup
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from reprlib import repr as shortened
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -17,7 +19,7 @@ from kdrop import backend, keras_internals
 from kdrop.ensemble import compiled_sampler
 from kdrop.ensemble.sampling import Sampler
 from kdrop.ensemble.split import SplitModel
-from kdrop.ensemble.uncertainty import measures
+from kdrop.ensemble.uncertainty import are_probabilities, measures
 from kdrop.errors import UserError
 from kdrop.layers.base import active_drop_layers
 from kdrop.masks import run
@@ -28,11 +30,12 @@ WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def write_model(
-    model, path: Path, passes: int, task, file_formats: Sequence[str]
+    model, path: Path, passes: int, task, file_formats: Sequence[str], labels: int = 0
 ) -> None:
     """Write a SavedModel and its warm-up requests; the arguments are as in `export`.
 
-    Each of the other `file_formats` has one file for each function.
+    Each of the other `file_formats` has one file for each function. `labels` is their
+    number.
     """
     layers = keras_internals.layers_of(model)
     if any(isinstance(layer, Sampler) for layer in layers):
@@ -47,10 +50,14 @@ def write_model(
     serve = archive.add_endpoint("serve", tracing()(interface.serve), specification)
     signatures = {"serving_default": serve}
     outputs = serve.get_concrete_function().structured_outputs
-    sampled = active_drop_layers(model) and not compiled_sampler.stateful_layers(model)
+    interface.check_labels(outputs, labels)
+    drops = active_drop_layers(model)
+    sampled = drops and not compiled_sampler.stateful_layers(model)
     tasks = interface.tasks(outputs, task) if sampled else {}
-    if tasks:
+    if tasks or not drops:
         compiled_sampler.warn_of_other_dropout(model)
+    if tasks:
+        _check_probabilities(interface, tasks)
         seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
         archive.add_endpoint("sample_seeded", seeded)
 
@@ -89,6 +96,31 @@ def _example(interface):
         "the model refuses the inputs with which other formats are checked: numbers in "
         "[0, 1) or zeros, of size 1 or 32 where a size is open"
     )
+
+
+def _check_probabilities(interface, tasks) -> None:
+    """Raise `UserError` if a classification has outputs that are not probabilities.
+
+    It asks the model about its example, also far from 0, and ignores NaN.
+    """
+    for scale in 1, -1000:
+        outputs = {}
+        with contextlib.suppress(UserError, tf.errors.OpError, ValueError):
+            inputs = tree.map_structure(
+                lambda x, scale=scale: x * scale if x.dtype.is_floating else x,
+                _example(interface),
+            )
+            outputs = interface.serve(inputs)
+        for name in outputs.keys() & {x for x in tasks if tasks[x] == "classification"}:
+            values = tf.cast(outputs[name], tf.float64).numpy()
+            rows = values.reshape(-1, values.shape[-1])
+            rows = rows[np.isfinite(rows).all(axis=-1)]
+            if not are_probabilities(rows):
+                raise UserError(
+                    f"output {name} does not hold probabilities, but such as "
+                    f"{shortened(rows[0].round(3).tolist())}: end the model with a "
+                    'softmax or a sigmoid, or set its `task` to "regression"'
+                )
 
 
 @contextlib.contextmanager

@@ -97,7 +97,9 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        sentence = f"the folder {folder} cannot be written: {error.strerror}"
+        is_file = folder.exists() and not folder.is_dir()
+        reason = "it is a file" if is_file else error.strerror
+        sentence = f"the folder {folder} cannot be written: {reason}"
         raise UserError(sentence) from None
 
 

@@ -53,7 +53,7 @@ def parse(
             if name == "dropout":
                 text, default = f"{text}, or several to compare with commas", DROPOUT
             text = with_options(f"{text} (default: {default})")
-            group.add_argument(option(name), help=text, **_form(field.type))
+            group.add_argument(option(name), help=text, **_form(field))
     namespace, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         if not argument.startswith("--"):
@@ -97,8 +97,9 @@ def with_options(text: str) -> str:
     return re.sub(r"`(\w+)`", lambda m: option(m[1]) if m[1] in names else m[0], text)
 
 
-def _form(kind: Any) -> dict[str, Any]:
-    """How argparse reads a value of this type."""
+def _form(field: Field) -> dict[str, Any]:
+    """How argparse reads the value of a field."""
+    kind: Any = field.type
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     several = getattr(kind, "__origin__", None) is tuple
@@ -106,7 +107,8 @@ def _form(kind: Any) -> dict[str, Any]:
     metavar = {int: "INT", str: "NAME", Path: "FOLDER"}.get(first, "NUMBER")
     if kind == float | str:
         first = _number_or_word
-    return {"type": first, "metavar": metavar, **({"nargs": "*"} if several else {})}
+    nargs = "+" if field.metadata["unset"] else "*"  # none would be the unset value
+    return {"type": first, "metavar": metavar, **({"nargs": nargs} if several else {})}
 
 
 def _number_or_word(text: str) -> float | str:

@@ -135,7 +135,7 @@ def test_a_nan_that_is_not_taken_has_no_effect():
 
 
 def test_what_cannot_work_is_rejected():
-    for cell in (keras.layers.Dense(3), None):
+    for cell in (keras.layers.Dense(3), keras.layers.LSTM(3), None):
         with pytest.raises(ValueError, match="wraps a recurrent cell.*cell="):
             Zoneout(cell, 0.5)
     for rate in ([0.1], [0.1, 0.2, 0.3]):

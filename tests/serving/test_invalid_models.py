@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from structures import Subclassed, head, points
 
+import kdrop
 from kdrop.serving import export
 
 
@@ -92,6 +93,56 @@ def test_an_invalid_task_is_an_error(tmp_path):
     assert_rejected(model, tmp_path, "'regresion'", task="regresion")
     reason, task = "output's name: probabilities", {"a": "regression"}
     assert_rejected(model, tmp_path, reason, task=task)
+
+
+def dropped(units, activation=None):
+    layers = [keras.Input((2,)), kdrop.InvertedDropout(0.5)]
+    return keras.Sequential([*layers, keras.layers.Dense(units, activation)])
+
+
+@pytest.mark.parametrize("units, activation", [(3, None), (1, None), (3, "sigmoid")])
+def test_what_is_not_a_probability_is_no_classification(units, activation, tmp_path):
+    model = dropped(units, activation)
+    reason = 'output probabilities does not hold probabilities.*"regression"'
+    assert_rejected(model, tmp_path, reason)
+    assert export(model, tmp_path / "regression", task="regression").name == "1"
+    assert export(dropped(1, "sigmoid"), tmp_path / "binary").name == "1"
+
+
+def test_an_output_that_is_not_a_probability_is_named(tmp_path):
+    inputs = keras.Input((2,))
+    size = keras.layers.Dense(1, name="size")(kdrop.InvertedDropout(0.5)(inputs))
+    model = keras.Model(inputs, {"kind": head(inputs), "size": size})
+    assert_rejected(model, tmp_path, "output size does not hold probabilities")
+    tasks = {"kind": "classification", "size": "regression"}
+    assert export(model, tmp_path / "both", task=tasks).name == "1"
+
+
+@pytest.mark.parametrize(
+    "labels, reason",
+    [
+        (["a", "b"], "2 labels, but the model's outputs have 3 values"),
+        ("abc", "different names"),
+        (["a", "a", "b"], "different names"),
+        (["a", "b\nc", "d"], "each of one line"),
+        ([0, 1, 2], "different names"),
+    ],
+)
+def test_labels_are_one_for_each_class(labels, reason, tmp_path):
+    assert_rejected(functional("a", "b"), tmp_path, reason, labels=labels)
+
+
+def test_a_sigmoid_has_two_labels(tmp_path):
+    model = dropped(1, "sigmoid")
+    assert_rejected(model, tmp_path, "3 labels", labels=["a", "b", "c"])
+    path = export(model, tmp_path / "binary", labels=["no", "yes"])
+    assert (path / "assets" / "labels.txt").read_text() == "no\nyes\n"
+
+
+def test_the_dropout_of_keras_alone_is_not_sampled(tmp_path):
+    layers = [keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+    with pytest.warns(UserWarning, match=r"'dropout'\. `kdrop\.replace\(model\)`"):
+        export(keras.Sequential([*layers]), tmp_path / "keras")
 
 
 def assert_rejected(model, folder, reason, **settings):

@@ -141,6 +141,7 @@ INVALID = {
         *(b'{"instances": [[1, %s]]}' % x for x in (b"NaN", b"Infinity", b"1e999")),
         *({"instances": [x]} for x in ({}, {"input": [1, 2]}, {"inputs": [1]})),
         {"instances": [{"inputs": [1, 2]}, [1, 2]]},
+        {"instances": [[1, 2]], "signature": "sample"},
         *({"signature_name": x, "instances": [[1, 2]]} for x in ("no", 1, [], "")),
         *([], 3, "instances", None, {"inputs": [[1, 2]]}),
     ],

@@ -66,6 +66,7 @@ def test_names_of_the_folders():
         ("--rate 0.1 x", "--rate: invalid float value: 'x'"),
         ("--epochs ten", "--epochs: invalid int value: 'ten'"),
         ("--epochs", "--epochs: expected one argument"),
+        ("--rate", "--rate: expected at least one argument"),
         ("--epocs 3", "'--epocs': did you mean --epochs?"),
         ("--batchsize=3", "'--batchsize': did you mean --batch-size?"),
         ("spiral mnist", "unrecognised argument mnist"),

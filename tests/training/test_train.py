@@ -166,7 +166,7 @@ def comparison_of(arguments):
         ("--train-size 3", "at least one of each"),
         ("cifar10 --data-dir nowhere", "nowhere is not a folder"),
         ("--output file/models", "file/models cannot be written"),
-        ("--output file", "file cannot be written"),
+        ("--output file", "file cannot be written: it is a file"),
         ("--format onx", "There is no format 'onx': did you mean onnx?"),
         ("--tensorboard file", "file cannot be written"),
         ("--process-id 5", "set KERAS_BACKEND=jax"),
