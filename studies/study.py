@@ -78,14 +78,19 @@ def draw_errors(path: Path, results: Results, **limits: float) -> str:
     """Draw each arm's test error; the finding compares a series with its first arm."""
     lines, groups = [], {}
     for series, (plain, *others) in by_series(results).items():
+        best = min(others, key=lambda result: result.summary()[0])
+        least = "{} errs least, in {:.2f} ± {:.2f} %".format(
+            best.arm.name, *best.summary()
+        )
+        lines.append(f"{series}{': ' * bool(series)}{least} ({plain})")
+        groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
+    if len(groups) == 1:
         less = sum(beyond(plain, result) for result in others)
         more = sum(beyond(result, plain) for result in others)
-        best = min(others, key=lambda result: result.summary()[0])
         lines.append(
-            f"{series}{': ' * bool(series)}least error {best}, {plain}; by over two "
-            f"standard errors {less} of {len(others)} err less, {more} more"
+            f"{less} of {len(others)} err less than {plain.arm.name} by over two "
+            f"standard errors, {more} more"
         )
-        groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
     title = "\n".join(lines)
     figures.dots(path, title, groups, "Test error (%)", limits)
     return title

@@ -194,9 +194,9 @@ class Zoneout(keras.layers.Wrapper, DropoutRNNCell):
 
 def _blend(share, new, previous):
     """`share * new + (1 - share) * previous`, where a NaN of share 0 has no effect."""
-    taken = ops.where(share > 0, share * ops.cast(new, share.dtype), 0)
-    kept = ops.where(share < 1, (1 - share) * ops.cast(previous, share.dtype), 0)
-    return ops.cast(taken + kept, new.dtype)
+    after = ops.where(share > 0, share * ops.cast(new, share.dtype), 0)
+    before = ops.where(share < 1, (1 - share) * ops.cast(previous, share.dtype), 0)
+    return ops.cast(before + after, new.dtype)
 
 
 def _rates(rate, count):

@@ -188,10 +188,10 @@ def _to_litert(graph, inputs, outputs) -> bytes:
             return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
         except Exception as error:  # the converter's own class is private
             pattern = r"(?:Select|Custom) ops: (.*)|legalize operation 'tf\.(\w+)'"
-            found = ["".join(each) for each in re.findall(pattern, str(error))]
-            if not found:
+            missing = ["".join(each) for each in re.findall(pattern, str(error))]
+            if not missing:
                 raise
-            names = ", ".join(dict.fromkeys(found))
+            names = ", ".join(dict.fromkeys(missing))
             hint = "; recurrent layers need `unroll=True`" * ("TensorList" in names)
             raise UserError(f"LiteRT has no operator for {names}{hint}") from error
 

@@ -51,6 +51,6 @@ def test_the_finding_counts_differences_beyond_two_standard_errors(tmp_path):
     assert not beyond(near, plain) and beyond(far, plain) and not beyond(plain, far)
     finding = draw_errors(tmp_path / "f.png", [plain, near, far, far, best])
     assert finding == (
-        "least error none 5.00 ± 0.00 %, none 12.67 ± 1.20 %; "
-        "by over two standard errors 1 of 4 err less, 2 more"
+        "none errs least, in 5.00 ± 0.00 % (none 12.67 ± 1.20 %)\n"
+        "1 of 4 err less than none by over two standard errors, 2 more"
     )
