@@ -30,7 +30,7 @@ def _base(examples: int, width: int, epochs: int) -> partial:
 
 
 def mnist(quick: bool) -> Study:
-    """The preset of `train.py mnist`, without dropout, and with it and max-norm."""
+    """The preset of `train.py mnist`, and the same with dropout and max-norm."""
     examples, epochs = (1000, 4) if quick else (50000, 20)
     base = partial(
         Experiment.preset, "mnist", epochs=epochs, **study.split(examples, 10000)
@@ -46,7 +46,7 @@ def mnist(quick: bool) -> Study:
             "dropout + max-norm": dropped,
         }.items()
     }
-    question = f"MNIST, {examples:,} training images: does dropout pay in the recipe?"
+    question = f"MNIST, {examples:,} training images: do dropout and max-norm pay?"
     arms = study.arms(base, changes)
     return Study(question, arms, 2 if quick else 3, study.ERRORS, study.draw_pairs)
 

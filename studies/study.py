@@ -78,11 +78,12 @@ def draw_errors(path: Path, results: Results, **limits: float) -> str:
     """Draw each arm's test error; the finding compares a series with its first arm."""
     lines, groups = [], {}
     for series, (plain, *others) in by_series(results).items():
-        best = min(others, key=lambda result: result.summary()[0])
+        best = min((plain, *others), key=lambda result: result.summary()[0])
         least = "{} errs least, in {:.2f} ± {:.2f} %".format(
             best.arm.name, *best.summary()
         )
-        lines.append(f"{series}{': ' * bool(series)}{least} ({plain})")
+        rest = "" if best is plain else f" ({plain})"
+        lines.append(f"{series}{': ' * bool(series)}{least}{rest}")
         groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
     if len(groups) == 1:
         less = sum(beyond(plain, result) for result in others)
@@ -103,8 +104,8 @@ def draw_pairs(path: Path, results: Results) -> str:
     lines = []
     for name, dropped in others:
         differences = np.subtract(dropped, errors)
-        mean, deviation = figures.summary(differences)
-        reach = QUANTILES[len(differences)] * deviation
+        mean, standard_error = figures.summary(differences)
+        reach = QUANTILES[len(differences)] * standard_error
         lines.append(
             f"{name} errs in {np.mean(dropped):.2f} %, {plain} in {np.mean(errors):.2f}"
             f" %: {mean:+.2f} points\n(95 % t interval of {len(differences)} pairs: "

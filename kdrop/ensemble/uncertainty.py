@@ -73,7 +73,8 @@ def summarise(
     if task == "regression":
         bounds = np.quantile(samples, quantiles, axis=0)
         return Regression(**measures(samples, task), quantiles=bounds)
-    classes = distributions(samples)
+    hint = '; logits need a softmax first, other numbers the task "regression"'
+    classes = distributions(samples, hint)
     predicted = classes.argmax(axis=-1)
     votes = (predicted[..., None] == np.arange(classes.shape[-1])).sum(axis=0)
     return Classification(
@@ -127,22 +128,27 @@ def two_columns(probabilities, xp: Any = np):
 
 def are_probabilities(values: np.ndarray) -> bool:
     """Whether the values are distributions, up to the rounding of half precision."""
+    return not len(wrong_rows(values))
+
+
+def wrong_rows(values: np.ndarray) -> np.ndarray:
+    """The rows that are no distributions, those with NaN among them."""
     classes = two_columns(values)
-    sums = classes.sum(axis=-1)
-    return bool((classes >= 0).all() and (np.abs(sums - 1) < 0.02).all())
+    fits = (classes >= 0).all(axis=-1) & (np.abs(classes.sum(axis=-1) - 1) < 0.02)
+    return values[~fits]
 
 
-def distributions(probabilities: np.ndarray) -> np.ndarray:
+def distributions(probabilities: np.ndarray, hint: str = "") -> np.ndarray:
     """Probabilities in float64, the single column of a sigmoid completed to two.
 
-    It raises `ValueError` if the values are not probabilities.
+    It raises `ValueError`, with the hint, if the values are not probabilities.
     """
     values = np.asarray(probabilities, "float64")
-    if not values.ndim or not are_probabilities(values):
-        first = shortened(values.ravel()[:7].tolist())
+    wrong = wrong_rows(values) if values.ndim else values[None]
+    if len(wrong):
+        row = shortened(wrong[0].tolist())
         raise ValueError(
             "Probabilities must be 0 or more and sum to 1 over the last dimension, or "
-            "lie between 0 and 1 if it is 1. Logits need a softmax first, and other "
-            f'numbers the task "regression". Received: {first}'
+            f"lie between 0 and 1 if it is 1{hint}. Received: {row}"
         )
     return two_columns(values)

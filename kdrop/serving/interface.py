@@ -73,16 +73,6 @@ class Interface:
         names = _names(outputs, "output", self._output_layers)
         return dict(zip(names, tree.flatten(outputs), strict=True))
 
-    def check_labels(self, outputs, labels: int) -> None:
-        """Raise `UserError` unless an output has a class for each label."""
-        sizes = {x.shape[-1] if x.shape.rank else None for x in outputs.values()}
-        allowed = {*sizes, *([2] if 1 in sizes else [])}  # of a sigmoid
-        if labels and None not in sizes and labels not in allowed:
-            raise UserError(
-                f"there are {labels} labels, but the model's outputs have "
-                f"{' or '.join(map(str, sorted(sizes)))} values for each row"
-            )
-
     def tasks(self, outputs, task) -> dict[str, str]:
         """The task of each output that can be sampled: it holds numbers for each row.
 
@@ -107,6 +97,21 @@ class Interface:
                     'classes in the last dimension; set its `task` to "regression"'
                 )
         return tasks
+
+
+def check_label_count(outputs, count: int) -> None:
+    """Raise `UserError` unless an output has a class for each of the labels.
+
+    Outputs are not classes if they are not floats, or have one dimension.
+    """
+    floats = [x.shape for x in outputs.values() if x.dtype.is_floating]
+    sizes = {shape[-1] if shape.rank else None for shape in floats if shape.rank != 1}
+    allowed = {*sizes, *([2] if 1 in sizes else [])}  # of a sigmoid
+    if count and sizes and None not in sizes and count not in allowed:
+        raise UserError(
+            f"there are {count} labels, but the last dimension of the model's outputs "
+            f"has size {' or '.join(map(str, sorted(sizes)))}"
+        )
 
 
 class CallByDictionary(keras.Model):

@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import kdrop
 from kdrop import backend, keras_internals
 from kdrop.ensemble.compiled_sampler import check_model
 from kdrop.errors import SAVED_MODEL, UserError, check, checked_formats, is_number
+from kdrop.layers.base import active_drop_layers
+from kdrop.layers.replace import remaining
 from kdrop.serving.signatures import write_model
 from kdrop.serving.versions import add_version
 
@@ -54,7 +57,7 @@ def export(
         folder: The model's folder, whose name is that of the model: ASCII letters,
             digits, `_`, `-` and `.`, not a number. The version is the next integer.
         labels: Class names in the order of the outputs, for `assets/labels.txt`: one
-            for each class, all different, each of one line.
+            for each class, each of one line.
         record: Settings and metrics for `experiment.json`.
         history: Columns of `history.csv`, one value for each epoch.
         draw: Adds pictures and pages. Called last, with the version's temporary
@@ -90,15 +93,22 @@ def export(
     check_model(model)
     fits = is_number(passes, Integral) and 1 <= passes <= MAX_PASSES
     check("passes", passes, fits, f"an integer from 1 to {MAX_PASSES}")
-    lines = [label.splitlines() for label in labels if isinstance(label, str)]
-    fits = not isinstance(labels, str) and len({*map(tuple, lines)}) == len(labels)
-    fits = fits and all(len(each) == 1 for each in lines)
-    check("labels", labels, fits, "a list of different names, each of one line")
+    fits = isinstance(labels, Iterable) and not isinstance(labels, str)
+    labels = [*labels] if fits else labels
+    fits = fits and all(isinstance(x, str) and x.splitlines() == [x] for x in labels)
+    check("labels", labels, fits, "a list of strings of one line each")
+    if not active_drop_layers(model) and (names := remaining(model)):
+        warnings.warn(
+            f"Model {model.name!r} has no drop layer of kdrop, so that its export has "
+            "no signature `sample`. `kdrop.replace(model)` replaces the dropout layers "
+            f"of Keras: {', '.join(map(repr, names))}.",
+            stacklevel=2,
+        )
     others = checked_formats(formats)
     keras_internals.input_structure(model)  # raises before anything is written
 
     def write(version: Path) -> None:
-        _write_model(model, version, int(passes), task, others, len(labels))
+        _write_model(model, version, int(passes), task, others, labels)
         (version / "assets").mkdir(exist_ok=True)
         text = "".join(f"{label}\n" for label in labels)
         (version / "assets" / "labels.txt").write_text(text)
@@ -118,11 +128,11 @@ def export(
     return add_version(Path(folder), write)
 
 
-def _write_model(model, version: Path, *settings) -> None:
+def _write_model(model, version: Path, passes: int, task, formats, labels) -> None:
     write = write_model if backend.name() == "tensorflow" else _write_on_tensorflow
     try:
         model.save(version / KERAS_FILE)
-        write(model, version, *settings)
+        write(model, version, passes, task, formats, len(labels))
     except (UserError, OSError):
         raise
     except Exception as error:  # a layer may raise any exception
@@ -131,7 +141,7 @@ def _write_model(model, version: Path, *settings) -> None:
 
 
 def _write_on_tensorflow(
-    model, version: Path, passes: int, task, formats, labels: int
+    model, version: Path, passes: int, task, formats, label_count: int
 ) -> None:
     """Write the model in a process that loads the Keras file with TensorFlow."""
     # The model's classes must be importable there.
@@ -143,7 +153,7 @@ def _write_on_tensorflow(
         "PYTHONPATH": os.pathsep.join(paths),
     }
     task = dict(task) if isinstance(task, Mapping) else task
-    settings = json.dumps([passes, task, formats, labels])
+    settings = json.dumps([passes, task, formats, label_count])
     program = f"from {__name__} import write_in_process; write_in_process()"
     command = [sys.executable, "-c", program, version, settings]
     command += keras_internals.custom_classes(model)

@@ -255,7 +255,7 @@ def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
     allowed = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
     allowed = {str} if dtype == tf.string else allowed
     if wrong := {type(value) for value in array.ravel().tolist()} - allowed:
-        kinds = ("null" if x is type(None) else x.__name__ for x in wrong)  # as in JSON
+        kinds = ("null" if x is type(None) else x.__name__ for x in wrong)
         raise InvalidInput(
             f"{name} holds {min(kinds)}, but must hold "
             f"{' or '.join(sorted(kind.__name__ for kind in allowed))}, in lists of "

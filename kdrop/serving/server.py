@@ -234,8 +234,10 @@ def configure_logs() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     warnings.simplefilter("ignore", FastAPIDeprecationWarning)  # caused by KServe
     logging.getLogger("kserve").addFilter(is_server_error)
-    # Of gradients, which nobody asks a server for.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # TensorFlow warns of them for each drop layer with weights; nothing asks for them.
+    logging.getLogger("tensorflow").addFilter(
+        lambda record: "unsaved custom gradients" not in record.getMessage()
+    )
     for name in ("kserve.trace", "uvicorn.access"):  # a line or more for each request
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -19,23 +19,22 @@ from kdrop import backend, keras_internals
 from kdrop.ensemble import compiled_sampler
 from kdrop.ensemble.sampling import Sampler
 from kdrop.ensemble.split import SplitModel
-from kdrop.ensemble.uncertainty import are_probabilities, measures
+from kdrop.ensemble.uncertainty import measures, wrong_rows
 from kdrop.errors import UserError
 from kdrop.layers.base import active_drop_layers
 from kdrop.masks import run
 from kdrop.serving import formats
-from kdrop.serving.interface import Interface
+from kdrop.serving.interface import Interface, check_label_count
 
 WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def write_model(
-    model, path: Path, passes: int, task, file_formats: Sequence[str], labels: int = 0
+    model, path: Path, passes: int, task, file_formats: Sequence[str], label_count: int
 ) -> None:
     """Write a SavedModel and its warm-up requests; the arguments are as in `export`.
 
-    Each of the other `file_formats` has one file for each function. `labels` is their
-    number.
+    Each of the other `file_formats` has one file for each function.
     """
     layers = keras_internals.layers_of(model)
     if any(isinstance(layer, Sampler) for layer in layers):
@@ -50,13 +49,11 @@ def write_model(
     serve = archive.add_endpoint("serve", tracing()(interface.serve), specification)
     signatures = {"serving_default": serve}
     outputs = serve.get_concrete_function().structured_outputs
-    interface.check_labels(outputs, labels)
-    drops = active_drop_layers(model)
-    sampled = drops and not compiled_sampler.stateful_layers(model)
+    check_label_count(outputs, label_count)
+    sampled = active_drop_layers(model) and not compiled_sampler.stateful_layers(model)
     tasks = interface.tasks(outputs, task) if sampled else {}
-    if tasks or not drops:
-        compiled_sampler.warn_of_other_dropout(model)
     if tasks:
+        compiled_sampler.warn_of_other_dropout(model)
         _check_probabilities(interface, tasks)
         seeded = _sample_seeded(interface, passes, tasks, len(outputs) > 1)
         archive.add_endpoint("sample_seeded", seeded)
@@ -101,25 +98,28 @@ def _example(interface):
 def _check_probabilities(interface, tasks) -> None:
     """Raise `UserError` if a classification has outputs that are not probabilities.
 
-    It asks the model about its example, also far from 0, and ignores NaN.
+    It calls the model on its example and on -1000 times that, far from what it was
+    trained on. Rows of zeros (of masked inputs) and of NaN, and errors, pass.
     """
     for scale in 1, -1000:
         outputs = {}
-        with contextlib.suppress(UserError, tf.errors.OpError, ValueError):
+        with contextlib.suppress(Exception):  # a layer may raise any
             inputs = tree.map_structure(
                 lambda x, scale=scale: x * scale if x.dtype.is_floating else x,
                 _example(interface),
             )
             outputs = interface.serve(inputs)
-        for name in outputs.keys() & {x for x in tasks if tasks[x] == "classification"}:
-            values = tf.cast(outputs[name], tf.float64).numpy()
-            rows = values.reshape(-1, values.shape[-1])
-            rows = rows[np.isfinite(rows).all(axis=-1)]
-            if not are_probabilities(rows):
+        for name, output in outputs.items():
+            if tasks.get(name) != "classification":
+                continue
+            wrong = wrong_rows(tf.cast(output, tf.float64).numpy())
+            wrong = wrong[np.isfinite(wrong).all(axis=-1) & wrong.any(axis=-1)]
+            if len(wrong):
                 raise UserError(
-                    f"output {name} does not hold probabilities, but such as "
-                    f"{shortened(rows[0].round(3).tolist())}: end the model with a "
-                    'softmax or a sigmoid, or set its `task` to "regression"'
+                    f"output {name} does not hold probabilities, but values such as "
+                    f"{shortened(wrong[0].round(3).tolist())}: end the model with a "
+                    "softmax over the last dimension or one sigmoid unit, or set its "
+                    '`task` to "regression"'
                 )
 
 

@@ -97,8 +97,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        is_file = folder.exists() and not folder.is_dir()
-        reason = "it is a file" if is_file else error.strerror
+        reason = "it is a file" if os.path.isfile(folder) else error.strerror
         sentence = f"the folder {folder} cannot be written: {reason}"
         raise UserError(sentence) from None
 

@@ -107,7 +107,7 @@ def _form(field: Field) -> dict[str, Any]:
     metavar = {int: "INT", str: "NAME", Path: "FOLDER"}.get(first, "NUMBER")
     if kind == float | str:
         first = _number_or_word
-    nargs = "+" if field.metadata["unset"] else "*"  # none would be the unset value
+    nargs = "+" if field.metadata["unset"] else "*"  # no value at all would unset it
     return {"type": first, "metavar": metavar, **({"nargs": nargs} if several else {})}
 
 

@@ -43,10 +43,11 @@ class Local(Subclassed):
     pass
 model = Local(name="local")
 model(points())
-try:
-    export(model, "local")
-except ValueError as error:
-    print(error)
+for wrong, labels in ((model, []), (case.model, ["a"] * 9)):
+    try:
+        export(wrong, "local", task=task, labels=labels)
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -191,8 +192,9 @@ def test_a_model_of_the_jax_backend_is_exported_or_rejected(tmp_path):
         text=True,
         timeout=500,
     )
-    (sentence,) = process.stdout.splitlines()
-    assert sentence.startswith("model 'local' cannot be exported: ValueError: class")
+    of_class, of_labels = process.stdout.splitlines()
+    assert of_class.startswith("model 'local' cannot be exported: ValueError: class")
+    assert "cannot be exported: there are 9 labels, but" in of_labels
     assert not list((tmp_path / "local").iterdir())
     files = {path.name for path in (tmp_path / "nested/1").glob("*.tflite")}
     assert files == {"serve.tflite", "sample_seeded.tflite"}

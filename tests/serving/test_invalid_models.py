@@ -1,6 +1,7 @@
 """Models that cannot be exported."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from structures import Subclassed, head, points
@@ -103,10 +104,22 @@ def dropped(units, activation=None):
 @pytest.mark.parametrize("units, activation", [(3, None), (1, None), (3, "sigmoid")])
 def test_what_is_not_a_probability_is_no_classification(units, activation, tmp_path):
     model = dropped(units, activation)
+    # In [0, 1) for the numbers of the example, which are, and negative far from them.
+    model.set_weights([np.full((2, units), 0.25), np.full(units, 0.25)])
     reason = 'output probabilities does not hold probabilities.*"regression"'
     assert_rejected(model, tmp_path, reason)
     assert export(model, tmp_path / "regression", task="regression").name == "1"
-    assert export(dropped(1, "sigmoid"), tmp_path / "binary").name == "1"
+
+
+def test_probabilities_may_be_rows_of_zeros_or_nan(tmp_path):
+    inputs = keras.Input((3,))
+    shares = keras.ops.relu(kdrop.InvertedDropout(0.5)(inputs))
+    total = keras.ops.sum(shares, axis=-1, keepdims=True)
+    masked = keras.Model(inputs, shares / (total + 1e-9))
+    assert export(masked, tmp_path / "masked").name == "1"
+    diverged = functional("a", "b")
+    diverged.set_weights([np.full(x.shape, np.nan) for x in diverged.get_weights()])
+    assert export(diverged, tmp_path / "diverged").name == "1"
 
 
 def test_an_output_that_is_not_a_probability_is_named(tmp_path):
@@ -121,11 +134,11 @@ def test_an_output_that_is_not_a_probability_is_named(tmp_path):
 @pytest.mark.parametrize(
     "labels, reason",
     [
-        (["a", "b"], "2 labels, but the model's outputs have 3 values"),
-        ("abc", "different names"),
-        (["a", "a", "b"], "different names"),
-        (["a", "b\nc", "d"], "each of one line"),
-        ([0, 1, 2], "different names"),
+        (["a", "b"], "2 labels, but the last dimension.* has size 3"),
+        ("abc", "strings of one line"),
+        (["a", "b\n", "c"], "strings of one line"),
+        ([0, 1, 2], "strings of one line"),
+        (None, "strings of one line"),
     ],
 )
 def test_labels_are_one_for_each_class(labels, reason, tmp_path):
@@ -141,8 +154,10 @@ def test_a_sigmoid_has_two_labels(tmp_path):
 
 def test_the_dropout_of_keras_alone_is_not_sampled(tmp_path):
     layers = [keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
-    with pytest.warns(UserWarning, match=r"'dropout'\. `kdrop\.replace\(model\)`"):
-        export(keras.Sequential([*layers]), tmp_path / "keras")
+    with pytest.warns(UserWarning, match="no signature `sample`.*'dropout'"):
+        path = export(keras.Sequential(layers), tmp_path / "keras")
+    signatures = tf.saved_model.load(str(path)).signatures
+    assert sorted(signatures) == ["serve", "serving_default"]
 
 
 def assert_rejected(model, folder, reason, **settings):

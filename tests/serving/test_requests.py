@@ -36,6 +36,17 @@ def test_v1_equals_the_saved_model(client, signatures, points):
             assert body == {"labels": LABELS, "model_version": "1"}
 
 
+def test_measures_come_in_the_order_of_their_names(client):
+    request = {"signature_name": "sample", "instances": [[0.1, 0.2]]}
+    (answer,) = client.post(V1, json=request).json()["predictions"]
+    assert list(answer) == ["entropy", "mean", "mutual_information", "std"]
+
+
+def test_an_invalid_number_is_named_as_in_json(client):
+    answer = client.post(V1, json={"instances": [[1, None]]})
+    assert "inputs holds null, but must hold float or int" in answer.json()["error"]
+
+
 def test_v2_equals_the_saved_model(client, signatures, points):
     expected = signatures["serve"](inputs=tf.constant(points))["probabilities"]
     for data in (points.tolist(), points.ravel().tolist()):
@@ -141,7 +152,7 @@ INVALID = {
         *(b'{"instances": [[1, %s]]}' % x for x in (b"NaN", b"Infinity", b"1e999")),
         *({"instances": [x]} for x in ({}, {"input": [1, 2]}, {"inputs": [1]})),
         {"instances": [{"inputs": [1, 2]}, [1, 2]]},
-        {"instances": [[1, 2]], "signature": "sample"},
+        {"instances": [[1, 2]], "signature": "sample"},  # for `signature_name`
         *({"signature_name": x, "instances": [[1, 2]]} for x in ("no", 1, [], "")),
         *([], 3, "instances", None, {"inputs": [[1, 2]]}),
     ],

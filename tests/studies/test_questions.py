@@ -60,6 +60,7 @@ def test_votes_share_no_sample(monkeypatch):
 def test_each_study_compares_equal_budgets(name, quick):
     study = main.STUDIES[name](quick)
     assert len({arm.label for arm in study.arms}) == len(study.arms)
+    assert (study.measure is not None) == (name == "votes")
     # The arms of `points` are compared at each number of points.
     groups = {arm: arm.x if name == "points" else arm.series for arm in study.arms}
     for group in set(groups.values()):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_studies import RATES, metrics, result
+from small_studies import ARMS, RATES, metrics, result
 
 from studies.study import (
     ERRORS,
@@ -47,10 +47,16 @@ def test_the_finding_counts_differences_beyond_two_standard_errors(tmp_path):
         (38 / 3, np.std([12, 15, 11], ddof=1) / 3**0.5)
     )
     # Means 12.67 and 15, standard errors 1.2 and .58: 2.33 is less than 2 * 1.33.
-    near, far, best = result(16, 15, 14), result(17, 16, 15), result(5, 5, 5)
+    near, far, best = (
+        result(16, 15, 14),
+        result(17, 16, 15),
+        result(5, 5, 5, arm=ARMS[1]),
+    )
     assert not beyond(near, plain) and beyond(far, plain) and not beyond(plain, far)
+    finding = draw_errors(tmp_path / "f.png", [plain, near, far])
+    assert finding.startswith("none errs least, in 12.67 ± 1.20 %\n0 of 2")
     finding = draw_errors(tmp_path / "f.png", [plain, near, far, far, best])
     assert finding == (
-        "none errs least, in 5.00 ± 0.00 % (none 12.67 ± 1.20 %)\n"
+        "dropout errs least, in 5.00 ± 0.00 % (none 12.67 ± 1.20 %)\n"
         "1 of 4 err less than none by over two standard errors, 2 more"
     )

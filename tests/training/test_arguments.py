@@ -36,6 +36,11 @@ def test_options_become_settings():
     assert devices == DeviceOptions(processes=2, wait=5)
 
 
+def test_a_network_without_hidden_layers_is_an_option():
+    comparison, _ = parse(["--dropout", "none", "--hidden"])
+    assert comparison.experiments[0].hidden == ()
+
+
 @pytest.mark.parametrize("kind", ["none", "None"])
 def test_none_in_any_case_is_the_run_without_dropout(kind):
     comparison, _ = parse(["--dropout", f"{kind}, none"])
