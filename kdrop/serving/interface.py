@@ -110,7 +110,7 @@ def check_label_count(outputs, count: int) -> None:
     if count and sizes and None not in sizes and count not in allowed:
         raise UserError(
             f"there are {count} labels, but the last dimension of the model's outputs "
-            f"has size {' or '.join(map(str, sorted(sizes)))}"
+            f"has size {' or '.join(sorted(map(str, sizes)))}"
         )
 
 
