@@ -153,8 +153,12 @@ def test_a_sigmoid_has_two_labels(tmp_path):
 
 
 def test_the_dropout_of_keras_alone_is_not_sampled(tmp_path):
-    layers = [keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
-    with pytest.warns(UserWarning, match="no signature `sample`.*'dropout'"):
+    layers = [
+        keras.Input((2,)),
+        keras.layers.Dropout(0.5, name="drop"),
+        keras.layers.Dense(3),
+    ]
+    with pytest.warns(UserWarning, match="no signature `sample`.*'drop'"):
         path = export(keras.Sequential(layers), tmp_path / "keras")
     signatures = tf.saved_model.load(str(path)).signatures
     assert sorted(signatures) == ["serve", "serving_default"]
