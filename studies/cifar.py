@@ -83,8 +83,9 @@ def family(quick: bool) -> Study:
         Experiment.preset, "cifar10", width=8, hidden=256, epochs=epochs,
         batch_size=64, learning_rate=0.01, **PLAIN, **split(examples, examples // 2),
     )  # fmt: skip
-    rates = [(n / 2, n / 2, n, 2.5 * n) for n in ([0.1] if quick else [0.05, 0.1, 0.2])]
-    learning_rates = [1e-2] if quick else [3e-3, 1e-2, 3e-2]
+    scales = [0.1] if quick else [0.0125, 0.025, 0.05, 0.1, 0.2]
+    rates = [(n / 2, n / 2, n, 2.5 * n) for n in scales]
+    learning_rates = [1e-2] if quick else [2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2]
     changes = {"none": grid({"dropout": "none"}, learning_rate=learning_rates)}
     for name in (*UNITS, *MAPS, "DropConnectDense"):
         arm = name + " + Inverted" * (name in MAPS)
@@ -118,4 +119,4 @@ def alexnet(quick: bool) -> Study:
         )  # fmt: skip
         compared += arms(base, changes, f"{examples:,} training images")
     question = "CIFAR-10: does dropout help more after convolutions too?"
-    return Study(question, compared, 2 if quick else 3, ERRORS)
+    return Study(question, compared, 2 if quick else 5, ERRORS)
