@@ -103,6 +103,11 @@ def family(quick: bool) -> Study:
 
 def alexnet(quick: bool) -> Study:
     """Dropout nowhere, in the classifier, everywhere: table 4 of Srivastava et al."""
+    examples, epochs = (1000, 8) if quick else (5000, 40)
+    base = partial(
+        Experiment.preset, "cifar10", width=12, hidden=512, epochs=epochs,
+        **PLAIN, **split(examples, examples // 5),
+    )  # fmt: skip
     places: dict[str, dict[str, Any]] = {
         "none": {"dropout": "none"},
         "in the classifier": {"rate": (0.0, 0.0, 0.0, 0.5)},
@@ -110,13 +115,6 @@ def alexnet(quick: bool) -> Study:
     }
     rates = (2e-3, 5e-3, 1e-2)
     changes = {name: grid(place, learning_rate=rates) for name, place in places.items()}
-    compared = []
-    # Equally many steps with both numbers of images.
-    for examples, epochs in [(1000, 8)] if quick else [(5000, 40), (10000, 20)]:
-        base = partial(
-            Experiment.preset, "cifar10", width=12, hidden=512, epochs=epochs,
-            **PLAIN, **split(examples, examples // 5),
-        )  # fmt: skip
-        compared += arms(base, changes, f"{examples:,} training images")
-    question = "CIFAR-10: does dropout help more after convolutions too?"
-    return Study(question, compared, 2 if quick else 5, ERRORS)
+    question = f"CIFAR-10, {examples:,} training images: does dropout help more "
+    question += "after convolutions too?"
+    return Study(question, arms(base, changes), 2 if quick else 5, ERRORS, draw_errors)

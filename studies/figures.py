@@ -22,31 +22,25 @@ def summary(values: Seeds) -> tuple[float, float]:
 
 @matplotlib.rc_context(STYLE)
 def dots(
-    path: Path, title: str, groups: Mapping[str, Mapping[str, Seeds]], label: str,
+    path: Path, title: str, arms: Mapping[str, Seeds], label: str,
     limits: Mapping[str, float],
 ) -> None:  # fmt: skip
     """Draw mean and standard error of each arm, from the top, and each of its seeds.
 
-    A group of arms shares a marker. `limits` are names and values of dashed lines.
+    `limits` are names and values of dashed lines.
     """
-    names = list(dict.fromkeys(name for arms in groups.values() for name in arms))
-    figure = Figure((7.2, 0.3 * len(names) + 1.7))
-    panel = figure.add_subplot(ylim=(len(names) - 0.4, -0.6))
+    figure = Figure((7.2, 0.3 * len(arms) + 1.7))
+    panel = figure.add_subplot(ylim=(len(arms) - 0.4, -0.6))
+    style = look(0) | {"ls": "none"}
+    for y, values in enumerate(arms.values()):
+        panel.plot(values, [y] * len(values), **style, mfc="none", ms=3, mew=0.6)
+        mean, error = summary(values)
+        panel.errorbar(mean, y, xerr=error, **style, **BARS)
     handles = []
-    for number, (group, arms) in enumerate(groups.items()):
-        style = look(number) | {"ls": "none"}
-        shift = 0.28 * (number - (len(groups) - 1) / 2)
-        for name, values in arms.items():
-            y = names.index(name) + shift
-            panel.plot(values, [y] * len(values), **style, mfc="none", ms=3, mew=0.6)
-            mean, error = summary(values)
-            panel.errorbar(mean, y, xerr=error, **style, **BARS)
-        if len(groups) > 1:
-            handles.append(entry(group, **style))
     for name, value in limits.items():
         panel.axvline(value, **DASHED, zorder=1)
         handles.append(entry(name, **DASHED))
-    panel.set_yticks(range(len(names)), [wrap(name, 40) for name in names])
+    panel.set_yticks(range(len(arms)), [wrap(name, 40) for name in arms])
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel(label)
     panel.spines[["left"]].set_visible(False)

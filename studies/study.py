@@ -43,7 +43,7 @@ class Arm:
 
     name: str
     candidates: tuple[Experiment, ...]  # validation chooses one, with the first seed
-    series: str = ""  # a panel or a marker of the figure
+    series: str = ""  # a panel or a line of the figure
     x: float = math.nan  # the place on the axis of a panel
 
     @property
@@ -75,32 +75,27 @@ Results = Sequence[Result]
 
 
 def draw_errors(path: Path, results: Results, **limits: float) -> str:
-    """Draw each arm's test error; the finding compares a series with its first arm."""
-    lines, groups = [], {}
-    for series, (plain, *others) in by_series(results).items():
-        best = min((plain, *others), key=lambda result: result.summary()[0])
-        least = "{} errs least, in {:.2f} ± {:.2f} %".format(
-            best.arm.name, *best.summary()
-        )
-        rest = "" if best is plain else f" ({plain})"
-        lines.append(f"{series}{': ' * bool(series)}{least}{rest}")
-        groups[series] = {r.arm.name: r.values(error("test")) for r in (plain, *others)}
-    if len(groups) == 1:
-        less = sum(beyond(plain, result) for result in others)
-        more = sum(beyond(result, plain) for result in others)
-        lines.append(
-            f"{less} of {len(others)} err less than {plain.arm.name} by over two "
-            f"standard errors, {more} more"
-        )
-    title = "\n".join(lines)
-    figures.dots(path, title, groups, "Test error (%)", limits)
+    """Draw each arm's test error; the finding compares them with the first arm."""
+    plain, *others = results
+    best = min(results, key=lambda result: result.summary()[0])
+    rest = "" if best is plain else f" ({plain})"
+    less = sum(beyond(plain, result) for result in others)
+    more = sum(beyond(result, plain) for result in others)
+    title = (
+        "{} errs least, in {:.2f} ± {:.2f} %{}\n{} of {} err less than {} by over two "
+        "standard errors, {} more"
+    ).format(
+        best.arm.name, *best.summary(), rest, less, len(others), plain.arm.name, more
+    )
+    arms = {result.arm.name: result.values(error("test")) for result in results}
+    figures.dots(path, title, arms, "Test error (%)", limits)
     return title
 
 
 def draw_pairs(path: Path, results: Results) -> str:
     """Draw the test errors; the finding is the interval of their paired differences."""
-    groups = {result.arm.name: result.values(error("test")) for result in results}
-    (plain, errors), *others = groups.items()
+    arms = {result.arm.name: result.values(error("test")) for result in results}
+    (plain, errors), *others = arms.items()
     lines = []
     for name, dropped in others:
         differences = np.subtract(dropped, errors)
@@ -112,7 +107,7 @@ def draw_pairs(path: Path, results: Results) -> str:
             f"{mean - reach:+.2f} to {mean + reach:+.2f})"
         )
     title = "\n".join(lines)
-    figures.dots(path, title, {"": groups}, "Test error (%)", {})
+    figures.dots(path, title, arms, "Test error (%)", {})
     return title
 
 
@@ -171,10 +166,10 @@ def choose(candidates, searched: Mapping[Experiment, Metrics]) -> Experiment:
     return max(candidates, key=lambda each: [value(searched[each]) for value in rank])
 
 
-def arms(base: Callable[..., Experiment], changes: Mapping[str, list], series=""):
+def arms(base: Callable[..., Experiment], changes: Mapping[str, list]):
     """An arm for each name, with a candidate for each change of the base."""
     return [
-        Arm(name, tuple(base(**change) for change in candidates), series)
+        Arm(name, tuple(base(**change) for change in candidates))
         for name, candidates in changes.items()
     ]
 
