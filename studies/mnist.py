@@ -35,16 +35,17 @@ def mnist(quick: bool) -> Study:
     base = partial(
         Experiment.preset, "mnist", epochs=epochs, **study.split(examples, 10000)
     )
-    dropped: dict[str, Any] = dict(rate=0.5, input_rate=0.2, max_norm=2.0)
+    rates, steps = (0.5, 0.3), (5e-4, 1e-3, 2e-3)
+    dropped = [dict(rate=rate, input_rate=0.4 * rate, max_norm=2.0) for rate in rates]
     changes = {
-        name: [
-            *study.grid(arm, learning_rate=(5e-4, 1e-3, 2e-3), label_smoothing=(0.0,)),
-            *study.grid(arm, learning_rate=(1e-3,), label_smoothing=(0.1,)),
-        ]
-        for name, arm in {
-            "none": {"dropout": "none"},
-            "dropout + max-norm": dropped,
-        }.items()
+        "none": study.grid(
+            {"dropout": "none"}, learning_rate=steps, label_smoothing=(0.0, 0.1)
+        ),
+        "dropout + max-norm": [
+            *study.grid(dropped[0], learning_rate=steps),
+            *study.grid(dropped[0], label_smoothing=(0.1,)),
+            *study.grid(dropped[1], label_smoothing=(0.0, 0.1)),
+        ],
     }
     question = f"MNIST, {examples:,} training images: do dropout and max-norm pay?"
     arms = study.arms(base, changes)
