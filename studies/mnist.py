@@ -55,18 +55,20 @@ def mnist(quick: bool) -> Study:
 def regularisers(quick: bool) -> Study:
     """Srivastava et al. (2014), table 9."""
     examples, width, epochs = (1000, 256, 12) if quick else (10000, 512, 80)
-    # Four candidates each: where two regularisers have settings of their own, the
-    # learning rate is the lower one.
+    # Nine candidates each: a setting of the arm's own and the learning rate, or two of
+    # its own at the learning rate that suits the others.
     base = partial(_base(examples, width, epochs), learning_rate=1e-3)
     dropout: dict[str, Any] = dict(dropout="InvertedDropout", input_rate=0.2)
-    learning_rates, rates, norms = (1e-3, 3e-3), (0.3, 0.5), (1.0, 2.0)
+    low, high = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)  # learning rates
+    all_rates = (2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
+    rates, norms, l2 = (0.2, 0.3, 0.5), (0.5, 1.0, 2.0), (3e-4, 1e-3, 3e-3)
     changes = {
-        "none": study.grid(learning_rate=(3e-4, 1e-3, 3e-3, 1e-2)),
-        "L2": study.grid(learning_rate=learning_rates, l2=(1e-4, 1e-3)),
-        "L1 + L2": study.grid(l1=(1e-6, 1e-5), l2=(1e-4, 1e-3)),
-        "max-norm": study.grid(learning_rate=learning_rates, max_norm=norms),
-        "dropout": study.grid(dropout, learning_rate=learning_rates, rate=rates),
-        "dropout + L2": study.grid(dropout, rate=rates, l2=(1e-5, 1e-4)),
+        "none": study.grid(learning_rate=all_rates),
+        "L2": study.grid(learning_rate=low, l2=l2),
+        "L1 + L2": study.grid(l1=(1e-7, 1e-6, 1e-5), l2=l2),
+        "max-norm": study.grid(learning_rate=high, max_norm=norms),
+        "dropout": study.grid(dropout, learning_rate=high, rate=rates),
+        "dropout + L2": study.grid(dropout, rate=rates, l2=(3e-5, 1e-4, 3e-4)),
         "dropout + max-norm": study.grid(dropout, rate=rates, max_norm=norms),
     }
     question = f"MNIST, {examples:,} training images: which regulariser errs least?"
