@@ -24,7 +24,7 @@ def _base(examples: int, width: int, epochs: int) -> partial:
     """Two dense layers, trained on so many images and validated on half as many."""
     return partial(
         Experiment.preset, "mnist", dropout="none", hidden=(width, width),
-        epochs=epochs, batch_size=100, jit_compile=False,
+        shift=0, epochs=epochs, batch_size=100, jit_compile=False,
         **study.split(examples, examples // 2),
     )  # fmt: skip
 

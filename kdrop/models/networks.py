@@ -24,7 +24,7 @@ def spiral_mlp(
 
 
 def mnist_mlp(
-    dropout=None, rate=0.5, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **common
+    dropout=None, rate=0.25, *, hidden=(1024, 1024), input_shape=(28, 28, 1), **common
 ):
     """`spiral_mlp` for flattened images, as wide as those of Srivastava et al. (2014).
 

@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         label_smoothing=0.1,
     ),
     "mnist": dict(
-        model="mnist_mlp", train_size=60000, validation=0.1, mirror=False,
+        model="mnist_mlp", train_size=60000, validation=0.1, mirror=False, shift=2,
         epochs=20, steps_per_epoch=None, batch_size=128, learning_rate=0.001,
         jit_compile=True,
     ),

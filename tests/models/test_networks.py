@@ -44,7 +44,7 @@ def test_mnist_mlp_layers():
     flat = ["Normalization", "Flatten", "Dropout"]
     assert kinds(model) == flat + ["Dense", "Dropout"] * 2 + ["Dense"]
     assert sum(x.size for x in parameters(model)) == 1_863_690
-    assert rates(model) == {"drop_input": 0.2, "drop_1": 0.5, "drop_2": 0.5}
+    assert rates(model) == {"drop_input": 0.2, "drop_1": 0.25, "drop_2": 0.25}
 
 
 @pytest.mark.slow
