@@ -113,7 +113,7 @@ def alexnet(quick: bool) -> Study:
         "in the classifier": {"rate": (0.0, 0.0, 0.0, 0.5)},
         "everywhere": {"rate": (0.1, 0.1, 0.2, 0.5)},
     }
-    rates = (2e-3, 5e-3, 1e-2)
+    rates = (1e-3, 2e-3, 5e-3, 1e-2)
     changes = {name: grid(place, learning_rate=rates) for name, place in places.items()}
     question = f"CIFAR-10, {examples:,} training images: does dropout help more "
     question += "after convolutions too?"
