@@ -14,6 +14,7 @@ from studies.study import (
     beyond,
     choose,
     draw_errors,
+    draw_pairs,
 )
 
 
@@ -59,4 +60,13 @@ def test_the_finding_counts_differences_beyond_two_standard_errors(tmp_path):
     assert finding == (
         "dropout errs least, in 5.00 ± 0.00 % (none 12.67 ± 1.20 %)\n"
         "1 of 4 err less than none by over two standard errors, 2 more"
+    )
+
+
+def test_the_interval_of_pairs_is_that_of_student(tmp_path):
+    # Differences 2, 1 and 0: mean 1, standard error 1 / sqrt(3), quantile 4.303.
+    pair = [result(10, 12, 11), result(12, 13, 11, arm=ARMS[1])]
+    assert draw_pairs(tmp_path / "f.png", pair) == (
+        "dropout errs in 12.00 %, none in 11.00 %: +1.00 points\n"
+        "(95 % t interval of 3 pairs: -1.48 to +3.48)"
     )
