@@ -65,10 +65,9 @@ def residual(quick: bool) -> Study:
         Experiment.preset, "cifar10", model="resnet32", epochs=epochs,
         **split(examples, examples),
     )  # fmt: skip
-    decays, rates = (0.005, 0.01, 0.02, 0.04), (0.1, 0.2)
-    changes = {"none": grid({"dropout": "none"}, weight_decay=decays)}
-    for name in ("DropPath", "StochasticDepth", "DropBlock2D", "InvertedDropout"):
-        changes[name] = grid({"dropout": name}, rate=rates, weight_decay=decays[1:3])
+    changes = {"none": grid({"dropout": "none"}, weight_decay=(0.01, 0.02, 0.04))}
+    for name in ("DropPath", "StochasticDepth", "DropBlock2D"):
+        changes[name] = grid({"dropout": name}, rate=(0.05, 0.1, 0.2))
     question = f"CIFAR-10, {examples:,} training images: what pays in resnet32?"
     return Study(question, arms(base, changes), 2 if quick else 3, COLUMNS)
 
