@@ -67,7 +67,9 @@ def residual(quick: bool) -> Study:
     )  # fmt: skip
     changes = {"none": grid({"dropout": "none"}, weight_decay=(0.01, 0.02, 0.04))}
     for name in ("DropPath", "StochasticDepth", "DropBlock2D"):
-        changes[name] = grid({"dropout": name}, rate=(0.05, 0.1, 0.2))
+        layer = {"dropout": name}
+        changes[name] = grid(layer, rate=(0.025, 0.05))
+        changes[name] += grid(layer, rate=(0.05,), weight_decay=(0.01,))
     question = f"CIFAR-10, {examples:,} training images: what pays in resnet32?"
     return Study(question, arms(base, changes), 2 if quick else 3, COLUMNS)
 
