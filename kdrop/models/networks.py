@@ -114,7 +114,7 @@ def alexnet32(dropout=None, rate=None, *, width=32, hidden=(1024,), **common):
     return network.sequential("alexnet32", layers)
 
 
-def resnet32(dropout=None, rate=0.2, *, width=16, depth=2, hidden=(), **common):
+def resnet32(dropout=None, rate=0.025, *, width=16, depth=2, hidden=(), **common):
     """A residual network for 32 x 32 images, with one place for dropout in each block.
 
     Three stages of `depth` blocks have `width`, 2 and 4 times as many filters on maps
@@ -123,7 +123,8 @@ def resnet32(dropout=None, rate=0.2, *, width=16, depth=2, hidden=(), **common):
     outputs of its branch: normalise, ReLU and convolve, twice. `DropPath` and
     `StochasticDepth` are the last layer of the branch, others are before its second
     convolution, which `DropConnectConv2D` replaces. A single rate is that of the last
-    block; the others are smaller in proportion to their depth.
+    block; the others are smaller in proportion to their depth. The default is for short
+    training, such as that of `train.py cifar10`.
 
     >>> model = kdrop.models.resnet32(kdrop.DropPath, 0.4, width=4, depth=1)
     >>> [round(layer.rate, 3) for layer in kdrop.drop_layers(model)]
