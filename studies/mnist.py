@@ -35,14 +35,23 @@ def mnist(quick: bool) -> Study:
     base = partial(
         Experiment.preset, "mnist", epochs=epochs, **study.split(examples, 10000)
     )
-    shifts, smoothings = (0, 1, 2, 3), (0.0, 0.1)
-    rates = [dict(rate=r, input_rate=0.4 * r, max_norm=2.0) for r in (0.5, 0.25)]
+    shifts, few = (0, 1, 2, 3), (1, 2)
+    half, quarter, eighth = (
+        dict(rate=rate, input_rate=0.4 * rate, max_norm=2.0)
+        for rate in (0.5, 0.25, 0.125)
+    )
+    plain = {"dropout": "none"}
     changes = {
-        "none": study.grid(
-            {"dropout": "none"}, shift=shifts, label_smoothing=smoothings
-        ),
+        "none": [
+            *study.grid(plain, shift=shifts, label_smoothing=(0.0, 0.1)),
+            *study.grid(plain, shift=few, label_smoothing=(0.2,)),
+            *study.grid({**plain, "max_norm": 2.0}, shift=few, label_smoothing=(0.1,)),
+        ],
         "dropout + max-norm": [
-            change for arm in rates for change in study.grid(arm, shift=shifts)
+            *study.grid(half, shift=shifts),
+            *study.grid(quarter, shift=shifts),
+            *study.grid(quarter, shift=few, label_smoothing=(0.1,)),
+            *study.grid(eighth, shift=few, label_smoothing=(0.1,)),
         ],
     }
     question = f"MNIST, {examples:,} training images: do dropout and max-norm pay?"

@@ -84,10 +84,14 @@ def _draw_points(path: Path, results: Results) -> str:
         for heading, metric in metrics.items()
     }
     plain, dropped = panels["Test error"].values()
-    title = "Dropout lowers the error from " + " and from ".join(
-        f"{figures.summary(plain[n])[0]:.1f} to {figures.summary(dropped[n])[0]:.1f} % "
-        f"({n:,} points)"
+    ends = [
+        (n, figures.summary(plain[n])[0], figures.summary(dropped[n])[0])
         for n in (min(plain), max(plain))
+    ]
+    verb = "lowers" if all(less < more for _, more, less in ends) else "moves"
+    title = f"Dropout {verb} the error from " + " and from ".join(
+        f"{without:.1f} to {with_it:.1f} % ({n:,} points)"
+        for n, without, with_it in ends
     )
     ticks = {"xscale": "log", "xticks": [*plain], "xticklabels": [*plain]}
     figures.lines(path, title, panels, "Training points", "%", **ticks)

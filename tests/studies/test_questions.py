@@ -8,7 +8,7 @@ from small_studies import SMALL, result
 import studies.__main__ as main
 from kdrop.training.data import Data, Part
 from kdrop.training.run import Run, network
-from studies import cifar, mnist
+from studies import cifar, mnist, spiral
 from studies.study import Result
 
 
@@ -37,6 +37,28 @@ def test_a_recipe_with_dropout_is_compared_with_one_without_in_pairs(tmp_path):
     finding = study.draw(tmp_path / "figure.png", results)
     # R: t.test(dropped, plain, paired = TRUE)
     assert "-0.40 points" in finding and "5 pairs: -0.60 to -0.20" in finding
+
+
+def test_what_dropout_does_with_few_points_is_in_the_title(tmp_path):
+    study = spiral.points(True)
+    errors = {"none": (30, 20, 10), "InvertedDropout": (27, 19, 9)}
+
+    def title(errors):
+        values = [e for each in errors.values() for e in each]
+        arms = zip(values, study.arms, strict=True)
+        results = [result(e, e, arm=arm) for e, arm in arms]
+        for each in results:
+            for metrics in each.by_seed.values():
+                metrics["test_calibration_error"] = 0.01
+        return study.draw(tmp_path / "figure.png", results)
+
+    assert title(errors) == (
+        "Dropout lowers the error from 30.0 to 27.0 % (150 points) and from 10.0 to "
+        "9.0 % (2,400 points)"
+    )
+    assert title({**errors, "InvertedDropout": (27, 19, 11)}).startswith(
+        "Dropout moves"
+    )
 
 
 def test_votes_share_no_sample(monkeypatch):
