@@ -80,6 +80,7 @@ def _save(figure: Figure, path: Path, title: str, handles: list, note: str) -> N
         panel.set_axisbelow(True)
     width = int(0.85 * figure.get_figwidth() / CHARACTER)  # bold letters are wider
     wrapped = "\n".join(wrap(line, width, 3) for line in title.split("\n"))
+    wrapped = wrapped[:1].upper() + wrapped[1:]
     figure.suptitle(wrapped, fontweight="bold", fontsize=8)
     legend(figure, handles, note)
     figure.savefig(path)
