@@ -62,6 +62,8 @@ class Audit(tuple[Row, ...]):
         table = [names, *([_cell(getattr(row, n)) for n in names] for row in self)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+        if any(row.bfloat16 is False for row in self):
+            lines.append("bfloat16: of a copy in that type; no part of ok.")
         return "\n".join(lines + [f"{x.layer}: {y}" for x in self for y in x.problems])
 
 

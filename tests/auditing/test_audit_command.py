@@ -37,6 +37,13 @@ def test_a_right_model_has_status_0(save):
     assert row.split()[1:3] == ["InvertedDropout", "0.3"] and row.endswith("yes")
 
 
+def test_a_copy_in_bfloat16_that_goes_wrong_is_no_part_of_ok(save):
+    status, table, _ = run(save(layers.Dropout(0.001)))
+    assert status == 0
+    _, row, note = table.splitlines()
+    assert row.split()[-2:] == ["NO", "yes"] and note.startswith("bfloat16: of a copy")
+
+
 def test_a_wrong_model_has_status_1_with_its_problems(save):
     model = save(layers.Dropout(0.001, dtype="bfloat16"))
     status, table, _ = run(model)
