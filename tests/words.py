@@ -15,8 +15,8 @@ argument says what changes from one draw to the next:
 All but `long` take a few words from each draw (--words-per-draw).
 
 `RNG_test` is PractRand's (https://pracrand.sourceforge.net). TestU01
-(https://simul.iro.umontreal.ca/testu01/tu01.html; Debian: libtestu01-0-dev) is a
-library and needs a program that reads the words from standard input:
+(https://simul.iro.umontreal.ca/testu01/tu01.html; Debian, non-free:
+libtestu01-0-dev) is a library and needs a program that reads the words:
 
     #include <stdio.h>
     #include <testu01/bbattery.h>
@@ -33,7 +33,8 @@ Compile it with `-ltestu01 -ltestu01probdist -ltestu01mylib -lm` and run
 
     python tests/words.py names | ./bigcrush
 
-Repeat a test that fails with `--seed 1`: the words are bad if it fails again.
+BigCrush takes hours: `bbattery_RepeatBigCrush` runs single tests of it, each on the
+first words. Repeat a test that fails with `--seed 1`: the words are bad if it fails again.
 """
 
 import argparse
