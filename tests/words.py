@@ -34,7 +34,8 @@ Compile it with `-ltestu01 -ltestu01probdist -ltestu01mylib -lm` and run
     python tests/words.py names | ./bigcrush
 
 BigCrush takes hours: `bbattery_RepeatBigCrush` runs single tests of it, each on the
-first words. Repeat a test that fails with `--seed 1`: the words are bad if it fails again.
+first words. Repeat a test that fails with `--seed 1`: the words are bad if it fails
+again.
 """
 
 import argparse
