@@ -89,6 +89,11 @@ def test_each_study_compares_equal_budgets(name, quick):
         assert len({(e.epochs, e.train_size, e.batch_size) for e in each}) == 1
         sizes = {"spiral": 3000, "mnist": 60000, "cifar10": 50000}
         assert all(e.train_size <= sizes[e.data] for e in each)
+    if name == "mnist":
+        # An accuracy that label smoothing brings is not ascribed to dropout, or its lack.
+        for arm in study.arms:
+            assert {0.0, 0.1} <= {e.label_smoothing for e in arm.candidates}
+            assert {0, 1, 2, 3} == {e.shift for e in arm.candidates}
     if name in ("alexnet", "family", "spiral"):
         # No arm has a learning rate that the one without dropout may not have.
         plain, *others = [{e.learning_rate for e in a.candidates} for a in study.arms]
