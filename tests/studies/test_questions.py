@@ -90,7 +90,7 @@ def test_each_study_compares_equal_budgets(name, quick):
         sizes = {"spiral": 3000, "mnist": 60000, "cifar10": 50000}
         assert all(e.train_size <= sizes[e.data] for e in each)
     if name == "mnist":
-        # An accuracy that label smoothing brings is not ascribed to dropout, or its lack.
+        # What label smoothing gains is not ascribed to dropout.
         for arm in study.arms:
             assert {0.0, 0.1} <= {e.label_smoothing for e in arm.candidates}
             assert {0, 1, 2, 3} == {e.shift for e in arm.candidates}
