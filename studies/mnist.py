@@ -63,7 +63,8 @@ def regularisers(quick: bool) -> Study:
     """Srivastava et al. (2014), table 9."""
     examples, width, epochs = (1000, 256, 12) if quick else (10000, 512, 80)
     # Fourteen candidates each: a grid, and five next to the best ones, so that the best
-    # do not lie at an end. With two settings of its own an arm has the base's rate.
+    # do not lie at an end. An arm with two settings of its own has the base's learning
+    # rate.
     base = partial(_base(examples, width, epochs), learning_rate=1e-3)
     dropout: dict[str, Any] = dict(dropout="InvertedDropout", input_rate=0.2)
     all_rates = [2e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 1.75e-3, 2e-3, 2.25e-3, 2.5e-3, 3e-3]
