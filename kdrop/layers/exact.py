@@ -12,6 +12,7 @@ from kdrop.layers.units import UnitNoise
 from kdrop.masks import kernels, run
 
 _CACHED = 2**14  # words that surely fit a processor's cache
+_UNITS = (1, 2, 3)  # the axes of a group's units in the search
 _ONE, _HIGHEST = np.uint32(1), np.uint32(2**32 - 1)
 
 
@@ -76,14 +77,16 @@ class ExactDropout(UnitNoise):
 @functools.cache
 def _kernel(units, inner):
     """The kernel for consecutive groups of `units * inner` distinct words."""
-    split = math.gcd(units, 16)  # so that sums over short rows fill vector registers
+    # XLA sums over short rows slowly, and fastest over those of 16 by 8.
+    split = math.gcd(units, 16) if inner == 1 else 1
+    blocks = (1, split, units // split) if units % 128 else (units // 128, 16, 8)
 
     def noise(words, draw):
         rows, size = ops.shape(words)
         if isinstance(rows, int) and rows == 0:
             return ops.zeros((rows, size), "bool")
         size -= size % (units * inner)  # a padded size may not be a multiple
-        words = ops.reshape(words[:, :size], (rows, -1, split, units // split, inner))
+        words = ops.reshape(words[:, :size], (rows, -1, *blocks, inner))
         count = _count(draw, units)
         if isinstance(rows, int) and isinstance(size, int):
             # Part by part, so that each part stays in the cache during its search.
@@ -117,11 +120,11 @@ def _count(draw, units):
 
 
 def _lowest(words, count):
-    """Which words `(groups, split, units / split, inner)` are a group's lowest."""
+    """Which words `(groups, *blocks, inner)` are a group's lowest."""
     # The words are distinct, so those are the words below a threshold. Narrow a bracket
     # of it, with the counts below its ends, by interpolation until at most one word is
     # missing. Each step is one pass over the words.
-    low = ops.zeros_like(words[:, :1, :1])
+    low = ops.zeros_like(words[:, :1, :1, :1])
     zero = ops.cast(low, "int32")
 
     def interpolate(low, high, below, above):
@@ -133,7 +136,7 @@ def _lowest(words, count):
         return low + ops.clip(step, _ONE, width - _ONE)
 
     def narrow(low, high, below, above, guess, missing):
-        smaller = _over_units(ops.sum, ops.cast(words < guess, "int32"))
+        smaller = ops.sum(ops.cast(words < guess, "int32"), _UNITS, keepdims=True)
         missing = count - smaller
         few = missing > 0
         low, below = ops.where(few, guess, low), ops.where(few, smaller, below)
@@ -142,7 +145,7 @@ def _lowest(words, count):
         guess = ops.where(near, guess, interpolate(low, high, below, above))
         return low, high, below, above, guess, missing
 
-    bracket = (low, low + _HIGHEST, zero, zero + words.shape[1] * words.shape[2])
+    bracket = (low, low + _HIGHEST, zero, zero + math.prod(words.shape[1:4]))
     *_, guess, missing = ops.while_loop(
         lambda *state: ops.any(ops.abs(state[-1]) > 1),
         narrow,
@@ -153,10 +156,6 @@ def _lowest(words, count):
     up = missing > 0
     flip = ops.where(up, np.uint32(0), _HIGHEST)
     start = ops.where(up, guess, np.uint32(0) - guess)
-    gap = _over_units(ops.min, ops.bitwise_xor(words, flip) - start)
+    gap = ops.min(ops.bitwise_xor(words, flip) - start, _UNITS, keepdims=True)
     moved = ops.where(up, guess + gap + _ONE, guess - gap - _ONE)
     return words < ops.where(missing == 0, guess, moved)
-
-
-def _over_units(reduce, words):
-    return reduce(reduce(words, axis=1, keepdims=True), axis=2, keepdims=True)
