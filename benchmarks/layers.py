@@ -19,7 +19,9 @@ import numpy as np
 
 import kdrop
 from benchmarks.harness import JAX, Comparison, Measure, Variants, timed
+from kdrop import backend
 from kdrop.errors import UserError
+from kdrop.masks import bits
 
 if JAX:
     import jax
@@ -174,6 +176,36 @@ def peak_bytes(name: str, shape=SQUARE, depth: int = DEPTH) -> int:
     return peaks[1] - peaks[0]
 
 
+def connections() -> Variants:
+    """Run `DropConnectDense` forward, and only draw its random words: 2^27."""
+    inputs = normal((128, 1024))
+    layer = drop_layer("DropConnectDense", use_bias=False)
+    layer(inputs[:1], training=True)
+    weights = [weight.value for weight in layer.trainable_variables]
+    state = [variable.value for variable in layer.non_trainable_variables]
+
+    def words():
+        rows = keras.ops.cast(np.indices((128, 2))[0], "uint32")
+        key = bits.fold(*(keras.ops.cast(n, "uint32") for n in range(3)))
+        rows = bits.row_keys(key, rows)
+        positions = keras.ops.cast(keras.ops.arange(2**20, dtype="int32"), "uint32")
+
+        def add_several(step, total):
+            for k in range(4):
+                word = bits.word(positions, *(row[4 * step + k] for row in rows))
+                total = keras.ops.bitwise_xor(total, word)
+            return total
+
+        return keras.ops.fori_loop(0, 32, add_several, positions)
+
+    product = functools.partial(layer.stateless_call, training=True)
+    product = functools.partial(backend.compiled(product, None), weights, state)
+    return {
+        "words alone": timed(backend.compiled(words, None)),
+        "DropConnectDense": timed(functools.partial(product, inputs)),
+    }
+
+
 def lengths(mode) -> Variants:
     measure = functools.partial(in_fresh_process, seconds_per_length)
     return {name: functools.partial(measure, name, mode) for name in PAIR}
@@ -203,6 +235,10 @@ LAYERS = {
     "tokens": against("copy", (64, 197, 384), "TokenDropout .5", "TokenDropout .1"),
     "connections": against(
         DENSE, (128, 1024), ONE_MASK, "DropConnectDense", limits={ONE_MASK: 1.5}
+    ),
+    "connections-words": Comparison(
+        "(128, 1024) x 1024, a mask for each example, forward, xla",
+        "words alone", connections, {"DropConnectDense": 1.2},
     ),
 }  # fmt: skip
 DROPOUT = {

@@ -40,6 +40,11 @@ def test_layers_against_their_baseline(name, shape):
         assert set(comparison.limits) < set(variants)
 
 
+@pytest.mark.slow
+def test_connections_against_their_words():
+    check(layers.connections(), "words alone")
+
+
 def test_a_step_goes_both_ways_through_the_layer():
     inputs, upstream = ops.full((64, 64), 3.0), ops.full((64, 64), 5.0)
     step = layers.both_ways(InvertedDropout(0.5, seed=1))
