@@ -166,6 +166,13 @@ class CallCounter:
         return count[0]
 
 
+def on_cpu() -> bool:
+    """Whether a function that is compiled now will run on a CPU."""
+    if name() == "jax":
+        return jax.default_backend() == "cpu"
+    return not tf.config.list_logical_devices("GPU")
+
+
 @functools.cache
 def compiled(function, signature, *static, xla=True):
     """The function after `static`, compiled once for each hashable signature.
