@@ -133,15 +133,23 @@ def draw_key(draw, ids):
     return bits.fold(*key)
 
 
-def _noise(kernel, draw, ids, size):
-    def make_key():
+def _key(draw, ids):
+    """`draw_key` as one tensor, which XLA does not fuse with what follows on a CPU.
+
+    Fused with short rows, it makes XLA take two to three times as long to compile.
+    """
+
+    def key():
         return ops.stack(draw_key(draw, ids))
 
     if exporting.get() or not backend.on_cpu():
-        key = make_key()
-    else:  # XLA compiles a kernel of short rows two to three times as fast
-        shape = (2, ops.shape(ids)[0]) if ids.shape[1] == 3 else (2,)
-        key = _materialise(make_key, draw, shape, "uint32")
+        return key()
+    shape = (2, ops.shape(ids)[0]) if ids.shape[1] == 3 else (2,)
+    return _materialise(key, draw, shape, "uint32")
+
+
+def _noise(kernel, draw, ids, size):
+    key = _key(draw, ids)
 
     def noise():
         words = bits.words((key[0], key[1]), ids, size, kernel.distinct)
