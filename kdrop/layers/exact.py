@@ -12,6 +12,7 @@ from kdrop.layers.units import UnitNoise
 from kdrop.masks import kernels, run
 
 _CACHED = 2**14  # words that surely fit a processor's cache
+_STORED = 32  # units of a group, at least, for its limit to be stored
 _UNITS = (1, 2, 3)  # the axes of a group's units in the search
 _ONE, _HIGHEST = np.uint32(1), np.uint32(2**32 - 1)
 
@@ -76,26 +77,35 @@ class ExactDropout(UnitNoise):
 
 @functools.cache
 def _kernel(units, inner):
-    """The kernel for consecutive groups of `units * inner` distinct words."""
-    # XLA sums over short rows slowly, and fastest over those of 16 by 8.
-    split = math.gcd(units, 16) if inner == 1 else 1
-    blocks = (1, split, units // split) if units % 128 else (units // 128, 16, 8)
+    """The kernel for consecutive groups of `units * inner` distinct words.
 
-    def noise(words, draw):
+    Its limits are `(rows, groups, inner)`: dropped are the words of a group below them.
+    """
+    blocks = (1, 1, units)
+    if inner == 1:  # XLA sums over rows slowly, and fastest over blocks of 16 by 8
+        split = math.gcd(units, 16)
+        blocks = (1, split, units // split) if units % 128 else (units // 128, 16, 8)
+
+    def limits(words, draw):
         rows, size = ops.shape(words)
-        if isinstance(rows, int) and rows == 0:
-            return ops.zeros((rows, size), "bool")
-        size -= size % (units * inner)  # a padded size may not be a multiple
-        words = ops.reshape(words[:, :size], (rows, -1, *blocks, inner))
-        count = _count(draw, units)
-        if isinstance(rows, int) and isinstance(size, int):
+        groups, count = size // (units * inner), _count(draw, units)
+        if isinstance(rows, int) and isinstance(size, int) and rows:
             # Part by part, so that each part stays in the cache during its search.
-            limit = max(1, _CACHED // size)
-            part = max(n for n in range(1, limit + 1) if rows % n == 0)
-            parts = ops.reshape(words, (rows // part, -1, *words.shape[2:]))
-            dropped = ops.map(lambda part: _lowest(part, count), parts)
+            most = max(1, _CACHED // size)
+            part = max(n for n in range(1, most + 1) if rows % n == 0)
+            parts = ops.reshape(words, (rows // part, part * groups, *blocks, inner))
+            found = ops.map(lambda part: _limit(part, count), parts)
         else:
-            dropped = _lowest(ops.reshape(words, (-1, *words.shape[2:])), count)
+            found = _limit(ops.reshape(words, (rows * groups, *blocks, inner)), count)
+        return ops.reshape(found, (rows, groups, inner))
+
+    def noise(words, draw, limit=None):
+        rows, size = ops.shape(words)
+        size -= size % (units * inner)  # a padded size may not be a multiple
+        words = words[:, :size]
+        limit = limits(words, draw) if limit is None else limit
+        groups = (rows, size // (units * inner), units, inner)
+        dropped = ops.reshape(words, groups) < limit[:, :, None]
         return ops.reshape(dropped, (rows, size))
 
     def select(inputs, dropped, draw):
@@ -103,7 +113,8 @@ def _kernel(units, inner):
         scaled = kernels.scale(inputs, units / remaining)
         return kernels.select(scaled, dropped, draw)
 
-    return kernels.Kernel(noise, select, select, distinct=True)
+    stored = limits if units >= _STORED else None
+    return kernels.Kernel(noise, select, select, distinct=True, limits=stored)
 
 
 def _count(draw, units):
@@ -119,11 +130,11 @@ def _count(draw, units):
     return ops.minimum(ops.cast(total, "int32"), units - 1)
 
 
-def _lowest(words, count):
-    """Which words `(groups, *blocks, inner)` are a group's lowest."""
-    # The words are distinct, so those are the words below a threshold. Narrow a bracket
-    # of it, with the counts below its ends, by interpolation until at most one word is
-    # missing. Each step is one pass over the words.
+def _limit(words, count):
+    """The number below which `count` words of each group `(*blocks, inner)` are."""
+    # The words are distinct, so there is one. Narrow a bracket of it, with the counts
+    # below its ends, by interpolation until at most one word is missing. Each step is
+    # one pass over the words.
     low = ops.zeros_like(words[:, :1, :1, :1])
     zero = ops.cast(low, "int32")
 
@@ -158,4 +169,4 @@ def _lowest(words, count):
     start = ops.where(up, guess, np.uint32(0) - guess)
     gap = ops.min(ops.bitwise_xor(words, flip) - start, _UNITS, keepdims=True)
     moved = ops.where(up, guess + gap + _ONE, guess - gap - _ONE)
-    return words < ops.where(missing == 0, guess, moved)
+    return ops.where(missing == 0, guess, moved)

@@ -12,13 +12,16 @@ from keras import ops
 class Kernel(NamedTuple):
     """One kind of noise, as three pure functions."""
 
-    noise: Callable[..., Any]  # (words, draw) -> noise, element by element
+    noise: Callable[..., Any]  # (words, draw, *limits) -> noise, element by element
     forward: Callable[..., Any]  # (inputs, noise of their shape, draw) -> outputs
     backward: Callable[..., Any]  # the linear part of `forward`, for gradients
     # The size, in each dimension after the batch, of the block of units that one
     # element of the noise decides for; empty for a single unit.
     block: tuple[int, ...] = ()
     distinct: bool = False  # whether the noise needs words that differ within a row
+    # (words, draw) -> limits: what the noise needs to know of all words of a row. They
+    # take long to find and little memory, so they are stored for the gradient.
+    limits: Callable[..., Any] | None = None
 
 
 def threshold(rate):

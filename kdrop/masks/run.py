@@ -1,7 +1,8 @@
 """Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
 
 For each shape, XLA compiles one fused pass that draws, compares and scales. No mask is
-stored: the gradient draws it again. The package explains `draw` and `rows`.
+stored: the gradient draws it again. A kernel that needs limits finds them in a pass
+before, and stores them. The package explains `draw` and `rows`.
 """
 
 import contextvars
@@ -45,7 +46,8 @@ def apply(kernel, inputs, draw, rows, noise_shape=None):
         # JAX differentiates the kernel itself, forward mode included. `remat` keeps it
         # from storing the mask.
         run = functools.partial(_run, kernel, noise_shape)
-        return keras.remat(run)(inputs, draw, rows)
+        limits = _limits(kernel, noise_shape, inputs, draw, rows)
+        return keras.remat(run)(inputs, draw, rows, *limits)
     if inputs.shape.rank is None:
         return backend.on_matrix(lambda flat: apply(kernel, flat, draw, rows), inputs)
     if noise_shape is not None and None in inputs.shape:
@@ -71,34 +73,56 @@ def _check_at_run_time(inputs, noise_shape):
     return backend.checked(inputs, fits, message)
 
 
-def _differentiable(kernel, noise_shape, inputs, draw, rows):
+def _differentiable(kernel, noise_shape, inputs, draw, rows, *limits):
     if exporting.get():  # without a gradient
         return _fused(kernel, noise_shape, inputs, draw, rows)
+    limits = limits or _limits(kernel, noise_shape, inputs, draw, rows)
 
     @ops.custom_gradient
-    def call(inputs, draw, rows):
+    def call(inputs, *others):
         # Tensors of this graph, which the gradient of a gradient can use.
-        draw, rows = ops.stop_gradient(draw), ops.stop_gradient(rows)
+        others = [ops.stop_gradient(value) for value in others]
 
         def gradient(upstream):
             linear = kernel._replace(forward=kernel.backward)
-            result = _differentiable(linear, noise_shape, upstream, draw, rows)
+            result = _differentiable(linear, noise_shape, upstream, *others)
             # The outputs' dtype may differ from the inputs', as with float32 noise.
-            return ops.cast(result, inputs.dtype), None, None
+            return ops.cast(result, inputs.dtype), *(None for _ in others)
 
-        return _run(kernel, noise_shape, inputs, draw, rows), gradient
+        return _run(kernel, noise_shape, inputs, *others), gradient
 
-    return call(inputs, draw, rows)
+    return call(inputs, draw, rows, *limits)
 
 
-def _run(kernel, noise_shape, inputs, draw, rows):
+def _run(kernel, noise_shape, inputs, draw, rows, *limits):
     if None in inputs.shape[1:]:
         # The sizes may vary at run time: only the noise is compiled, for padded ones.
-        return _fused(kernel, noise_shape, inputs, draw, rows, _padded_noise)
+        make = _padded_noise
+        return _fused(kernel, noise_shape, inputs, draw, rows, make_noise=make)
+    call = _compiled(_fused, kernel, noise_shape, inputs)
+    return call(inputs, draw, rows, *limits)
+
+
+def _limits(kernel, noise_shape, inputs, draw, rows):
+    """The limits as a tuple of one; empty without limits, or if sizes are unknown."""
+    if kernel.limits is None or None in inputs.shape[1:]:
+        return ()
+    call = _compiled(_find_limits, kernel, noise_shape, inputs)
+    return (call(inputs, draw, rows),)
+
+
+def _compiled(function, kernel, noise_shape, inputs):
     # A function for each shape: TensorFlow warns of one that is often retraced.
     signature = inputs.dtype, *inputs.shape
-    call = backend.compiled(_fused, signature, kernel, noise_shape)
-    return call(inputs, draw, rows)
+    return backend.compiled(function, signature, kernel, noise_shape)
+
+
+def _find_limits(kernel, noise_shape, inputs, draw, rows):
+    shape = ops.shape(inputs)
+    size = math.prod(broadcast_sizes(noise_shape, shape)[1:])
+    ids = row_ids(rows, shape)
+    words = bits.words(draw_key(draw, ids), ids, size, kernel.distinct)
+    return kernel.limits(words, draw)
 
 
 def broadcast_sizes(noise_shape, shape):
@@ -148,12 +172,12 @@ def _key(draw, ids):
     return _materialise(key, draw, shape, "uint32")
 
 
-def _noise(kernel, draw, ids, size):
+def _noise(kernel, draw, ids, size, *limits):
     key = _key(draw, ids)
 
     def noise():
         words = bits.words((key[0], key[1]), ids, size, kernel.distinct)
-        return kernel.noise(words, draw)
+        return kernel.noise(words, draw, *limits)
 
     if kernel.block:
         return _materialise(noise, draw, (ops.shape(ids)[0], size))
@@ -176,14 +200,14 @@ def _next_power_of_four(size):
     return ops.maximum(size, ops.max(ops.where(powers // 4 < size, powers, 1)))
 
 
-def _fused(kernel, noise_shape, inputs, draw, rows, make_noise=_noise):
+def _fused(kernel, noise_shape, inputs, draw, rows, *limits, make_noise=_noise):
     shape = ops.shape(inputs)
     if kernel.block:
         # Blocks that start before the map reach into it.
         sizes = [s + b - 1 for s, b in zip(shape[1:], kernel.block, strict=True)]
     else:
         sizes = broadcast_sizes(noise_shape, shape)[1:]
-    noise = make_noise(kernel, draw, row_ids(rows, shape), math.prod(sizes))
+    noise = make_noise(kernel, draw, row_ids(rows, shape), math.prod(sizes), *limits)
     noise = ops.reshape(noise, (ops.shape(noise)[0], *sizes) if shape else ())
     for axis, size in enumerate(kernel.block, start=1):
         if size > 1:

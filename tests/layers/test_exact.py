@@ -83,8 +83,8 @@ def test_the_search_handles_words_that_are_close_or_at_the_ends():
     )
     words = ops.convert_to_tensor(rows.reshape(6, 2, 4, 2, 1))
     for count in range(16):
-        lowest = ops.convert_to_numpy(exact._lowest(words, count)).reshape(6, 16)
-        np.testing.assert_array_equal(lowest, rows.argsort(1).argsort(1) < count)
+        limit = ops.convert_to_numpy(exact._limit(words, count)).reshape(6, 1)
+        np.testing.assert_array_equal(rows < limit, rows.argsort(1).argsort(1) < count)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from kdrop import backend
 from kdrop.masks import kernels, run
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
@@ -62,3 +63,28 @@ def test_noise_is_shared_along_dimensions_of_one_and_differs_along_others(shapes
     for axis, size in enumerate(sizes):
         assert (np.ptp(noise, axis=axis) == 0).all() == (size == 1)
     assert len(np.unique(noise)) == np.prod(sizes)
+
+
+def test_limits_are_found_once_and_reach_the_gradient():
+    searches = []
+
+    def limits(words, draw):
+        searches.append(words)
+        return ops.min(words, axis=1, keepdims=True)
+
+    kernel = kernels.VANILLA._replace(
+        noise=lambda words, draw, lowest: words == lowest,
+        # Another function than `forward`, so that the gradient is another kernel.
+        backward=lambda inputs, dropped, draw: kernels.select(inputs, dropped, draw),
+        limits=limits,
+    )
+    rows = ops.convert_to_tensor(np.zeros((), "uint32"))
+    draw = ops.convert_to_tensor(np.array([1, 2, 3, 0, 0], "uint32"))
+    outputs, (gradient,) = backend.output_and_gradients(
+        lambda x: run.apply(kernel, x, draw, rows),
+        (ops.ones((4, 9)),),
+        ops.ones((4, 9)),
+    )
+    assert len(searches) == 1
+    np.testing.assert_array_equal(outputs, gradient)
+    np.testing.assert_array_equal(np.sum(ops.convert_to_numpy(outputs), 1), 8)
