@@ -37,7 +37,7 @@ PATHS = ("DropPath", "StochasticDepth")
 ALL = (*UNITS, GAUSSIAN, "ExactDropout", *PATHS)  # for inputs of any shape
 TORCH = ("torch dropout",) if JAX and importlib.util.find_spec("torch") else ()
 DENSE, ONE_MASK = "keras Dense", "DropConnectDense one mask"
-LIMITS = {GAUSSIAN: 7.5, "ExactDropout": 6.0, **dict.fromkeys(UNITS, 2.0)}
+LIMITS = {GAUSSIAN: 7.5, "ExactDropout": 5.0, **dict.fromkeys(UNITS, 2.0)}
 LIMITS |= {**dict.fromkeys(MAPS, 3.0), **dict.fromkeys(PATHS, 1.2)}
 
 
