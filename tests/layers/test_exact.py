@@ -38,6 +38,11 @@ def test_the_count_is_the_rounded_share_with_halves_up(units):
         pytest.param((8, 5, 7, 64), 3, marks=pytest.mark.slow),
         pytest.param((8, 5, 6, 3), 1, marks=pytest.mark.slow),
         ((8, 5, 6, 3), -2),
+        ((3, 256), -1),  # counted in blocks of 128 units
+        (
+            (3, 128, 2),
+            1,
+        ),  # not, because the words of a group are not next to each other
     ],
 )
 def test_every_position_drops_the_exact_count(shape, axis):
