@@ -42,7 +42,7 @@ def test_the_count_is_the_rounded_share_with_halves_up(units):
         (
             (3, 128, 2),
             1,
-        ),  # not, because the words of a group are not next to each other
+        ),  # not: its words are not next to each other
     ],
 )
 def test_every_position_drops_the_exact_count(shape, axis):
