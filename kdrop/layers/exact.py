@@ -94,10 +94,11 @@ def _kernel(units, inner):
             most = max(1, _CACHED // size)
             part = max(n for n in range(1, most + 1) if rows % n == 0)
             parts = ops.reshape(words, (rows // part, part * groups, *blocks, inner))
-            found = ops.map(lambda part: _limit(part, count), parts)
+            limit = ops.map(lambda part: _limit(part, count), parts)
         else:
-            found = _limit(ops.reshape(words, (rows * groups, *blocks, inner)), count)
-        return ops.reshape(found, (rows, groups, inner))
+            parts = ops.reshape(words, (rows * groups, *blocks, inner))
+            limit = _limit(parts, count)
+        return ops.reshape(limit, (rows, groups, inner))
 
     def noise(words, draw, limit=None):
         rows, size = ops.shape(words)
