@@ -84,10 +84,9 @@ def network(experiment: Experiment, data: Data) -> keras.Model:
         settings["rate"] = rate[0] if len(rate) == 1 else rate
     if experiment.width:
         settings["width"] = experiment.width
+    builder = MODELS[experiment.model]
     try:
-        return MODELS[
-            experiment.model
-        ](
+        return builder(
             getattr(layers, experiment.dropout, None),  # `None` for "none"
             classes=len(data.labels),
             input_shape=data.train.inputs.shape[1:],
