@@ -23,9 +23,8 @@ if JAX:
 
     # On a CPU, calls that do not depend on each other would overlap.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-WAIT = (
-    jax.block_until_ready if JAX else lambda results: None
-)  # TensorFlow waits on a CPU
+# TensorFlow waits for its results on a CPU.
+WAIT = jax.block_until_ready if JAX else lambda results: None
 
 Measure = Callable[[], float]  # one measurement of one variant: seconds or bytes
 Variants = Mapping[str, Measure]

@@ -4,17 +4,9 @@ from functools import partial
 from typing import Any
 
 from kdrop.training.experiment import Experiment
+from studies import study
 from studies.spiral import UNITS
-from studies.study import (
-    ERRORS,
-    Study,
-    arms,
-    draw_errors,
-    draw_pairs,
-    grid,
-    metric,
-    split,
-)
+from studies.study import Study, draw_pairs, grid, metric
 
 MAPS = ("SpatialDropout2D", "DropBlock2D", "DropConnectConv2D")
 LEARNED = ("ConcreteDropout", "StandoutDropout", "VariationalDropout")
@@ -35,7 +27,7 @@ def recipe(quick: bool) -> Study:
     examples, epochs = (500, 4) if quick else (5000, 40)
     base = partial(
         Experiment.preset, "cifar10", epochs=epochs, weight_decay=0.005,
-        **split(examples, examples),
+        **study.split(examples, examples),
     )  # fmt: skip
     none = {"dropout": "none"}
     in_classifier, everywhere = (0.0, 0.0, 0.0, 0.5), (0.05, 0.05, 0.1, 0.25)
@@ -54,7 +46,7 @@ def recipe(quick: bool) -> Study:
         ],
     }
     question = f"CIFAR-10, {examples:,} training images: does dropout pay in a recipe?"
-    compared = arms(base, changes)
+    compared = study.arms(base, changes)
     return Study(question, compared, 2 if quick else 5, COLUMNS, draw_pairs)
 
 
@@ -63,7 +55,7 @@ def residual(quick: bool) -> Study:
     examples, epochs = (500, 4) if quick else (5000, 40)
     base = partial(
         Experiment.preset, "cifar10", model="resnet32", epochs=epochs,
-        **split(examples, examples),
+        **study.split(examples, examples),
     )  # fmt: skip
     changes = {"none": grid({"dropout": "none"}, weight_decay=(0.01, 0.02, 0.04))}
     for name in ("DropPath", "StochasticDepth", "DropBlock2D"):
@@ -71,7 +63,7 @@ def residual(quick: bool) -> Study:
         changes[name] = grid(layer, rate=(0.025, 0.05))
         changes[name] += grid(layer, rate=(0.05,), weight_decay=(0.01,))
     question = f"CIFAR-10, {examples:,} training images: what pays in resnet32?"
-    return Study(question, arms(base, changes), 2 if quick else 3, COLUMNS)
+    return Study(question, study.arms(base, changes), 2 if quick else 3, COLUMNS)
 
 
 def family(quick: bool) -> Study:
@@ -82,7 +74,8 @@ def family(quick: bool) -> Study:
     examples, epochs = (500, 6) if quick else (2000, 16)
     base = partial(
         Experiment.preset, "cifar10", width=8, hidden=256, epochs=epochs,
-        batch_size=64, learning_rate=0.01, **PLAIN, **split(examples, examples // 2),
+        batch_size=64, learning_rate=0.01, **PLAIN,
+        **study.split(examples, examples // 2),
     )  # fmt: skip
     scales = [0.1] if quick else [0.0125, 0.025, 0.05, 0.1, 0.2]
     rates = [(n / 2, n / 2, n, 2.5 * n) for n in scales]
@@ -95,10 +88,9 @@ def family(quick: bool) -> Study:
         changes[name] = grid({"dropout": name}, learning_rate=learning_rates)
     return Study(
         f"CIFAR-10, {examples:,} training images, alexnet32: what does each layer do?",
-        arms(base, changes),
+        study.arms(base, changes),
         2 if quick else 3,
         COLUMNS,
-        draw_errors,
     )
 
 
@@ -107,7 +99,7 @@ def alexnet(quick: bool) -> Study:
     examples, epochs = (1000, 8) if quick else (5000, 40)
     base = partial(
         Experiment.preset, "cifar10", width=12, hidden=512, epochs=epochs,
-        **PLAIN, **split(examples, examples // 5),
+        **PLAIN, **study.split(examples, examples // 5),
     )  # fmt: skip
     places: dict[str, dict[str, Any]] = {
         "none": {"dropout": "none"},
@@ -118,4 +110,4 @@ def alexnet(quick: bool) -> Study:
     changes = {name: grid(place, learning_rate=rates) for name, place in places.items()}
     question = f"CIFAR-10, {examples:,} training images: does dropout help more "
     question += "after convolutions too?"
-    return Study(question, arms(base, changes), 2 if quick else 5, ERRORS, draw_errors)
+    return Study(question, study.arms(base, changes), 2 if quick else 5, study.ERRORS)

@@ -13,7 +13,7 @@ from kdrop.training.pipeline import batches
 from kdrop.training.run import Run
 from studies import figures, study
 from studies.runner import Metrics
-from studies.study import Arm, Results, Study
+from studies.study import Arm, Results, Study, grid
 
 VOTERS = (1, 2, 5, 10, 20, 50, 100)  # sub-networks of a vote
 SAMPLES = 200  # Monte Carlo samples, shared out among the votes
@@ -43,15 +43,15 @@ def mnist(quick: bool) -> Study:
     plain = {"dropout": "none"}
     changes = {
         "none": [
-            *study.grid(plain, shift=shifts, label_smoothing=(0.0, 0.1)),
-            *study.grid(plain, shift=few, label_smoothing=(0.2,)),
-            *study.grid({**plain, "max_norm": 2.0}, shift=few, label_smoothing=(0.1,)),
+            *grid(plain, shift=shifts, label_smoothing=(0.0, 0.1)),
+            *grid(plain, shift=few, label_smoothing=(0.2,)),
+            *grid({**plain, "max_norm": 2.0}, shift=few, label_smoothing=(0.1,)),
         ],
         "dropout + max-norm": [
-            *study.grid(half, shift=shifts),
-            *study.grid(quarter, shift=shifts),
-            *study.grid(quarter, shift=few, label_smoothing=(0.1,)),
-            *study.grid(eighth, shift=few, label_smoothing=(0.1,)),
+            *grid(half, shift=shifts),
+            *grid(quarter, shift=shifts),
+            *grid(quarter, shift=few, label_smoothing=(0.1,)),
+            *grid(eighth, shift=few, label_smoothing=(0.1,)),
         ],
     }
     question = f"MNIST, {examples:,} training images: does dropout pay?"
@@ -71,7 +71,6 @@ def regularisers(quick: bool) -> Study:
     all_rates += [4e-3, 5e-3, 1e-2, 2e-2]
     low, high = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)  # learning rates
     rates, norms, l2 = (0.2, 0.3, 0.5), (0.5, 1.0, 2.0), (3e-4, 1e-3, 3e-3)
-    grid = study.grid
     changes = {
         "none": grid(learning_rate=all_rates),
         "L2": [

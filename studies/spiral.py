@@ -4,20 +4,8 @@ from functools import partial
 from pathlib import Path
 
 from kdrop.training.experiment import Experiment
-from studies import figures
-from studies.study import (
-    ERRORS,
-    Arm,
-    Results,
-    Study,
-    arms,
-    by_series,
-    draw_errors,
-    error,
-    grid,
-    metric,
-    split,
-)
+from studies import figures, study
+from studies.study import Arm, Results, Study, grid, metric
 
 CALIBRATION = metric("test_calibration_error", 100)
 UNITS = [f"{n}Dropout" for n in "Inverted Vanilla Exact Gaussian Uniform Alpha".split()]
@@ -33,6 +21,7 @@ def spiral(quick: bool) -> Study:
         name: grid({"dropout": name}, rate=(0.02, 0.05, 0.1, 0.3, 0.5))
         for name in UNITS
     }
+    learning_rates = (0.001, 0.0025, 0.005, 0.01, 0.02)
     columns = {
         "test accuracy %": metric("test_accuracy", 100),
         "test loss": metric("test_loss"),
@@ -40,13 +29,10 @@ def spiral(quick: bool) -> Study:
     }
     return Study(
         "The spiral: which layers come near an error of 9 %, the least possible?",
-        arms(
-            base,
-            {"none": grid(learning_rate=(0.001, 0.0025, 0.005, 0.01, 0.02)), **layers},
-        ),
+        study.arms(base, {"none": grid(learning_rate=learning_rates), **layers}),
         2 if quick else 5,
         columns,
-        partial(draw_errors, **{"best possible classifier": 9.0}),
+        partial(study.draw_errors, **{"best possible classifier": 9.0}),
     )
 
 
@@ -59,7 +45,7 @@ def points(quick: bool) -> Study:
             (
                 Experiment.preset(
                     "spiral", dropout=dropout, epochs=4 if quick else 20,
-                    **split(size, 600),
+                    **study.split(size, 600),
                 ),
             ),
             dropout,
@@ -68,14 +54,14 @@ def points(quick: bool) -> Study:
         for dropout in ("none", "InvertedDropout")
         for size in sizes
     ]  # fmt: skip
-    columns = {**ERRORS, "calibration error %": CALIBRATION}
+    columns = {**study.ERRORS, "calibration error %": CALIBRATION}
     question = "The spiral: with how many training points does dropout help?"
     return Study(question, compared, 2 if quick else 5, columns, _draw_points)
 
 
 def _draw_points(path: Path, results: Results) -> str:
-    metrics = {"Test error": error("test"), "Calibration error": CALIBRATION}
-    groups = by_series(results)
+    metrics = {"Test error": study.error("test"), "Calibration error": CALIBRATION}
+    groups = study.by_series(results)
     panels = {
         heading: {
             series: {int(r.arm.x): r.values(metric) for r in group}
