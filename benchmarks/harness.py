@@ -86,9 +86,9 @@ def compare(name: str, comparison: Comparison, processes: int) -> list[dict]:
         middle = statistics.median(each[variant] for each in medians)
         row = {"comparison": name, "work": comparison.work, "variant": variant}
         row |= {"value": middle * SCALES[comparison.unit], "unit": comparison.unit}
-        row |= {"ratio": statistics.median(ratios), "limit": None}
-        row |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
-        rows.append(row | {"limit": comparison.limits.get(variant)})
+        row |= {"ratio": statistics.median(ratios)}
+        row |= {"limit": comparison.limits.get(variant)}
+        rows.append(row | {"ratio_min": min(ratios), "ratio_max": max(ratios)})
     return rows
 
 

@@ -3,11 +3,10 @@
 import contextlib
 import difflib
 import importlib.util
-import math
 import re
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from typing import Any
@@ -32,26 +31,28 @@ def check(name: str, value: Any, fits: bool, allowed: str) -> Any:
     raise ValueError(f"Argument `{name}` must be {allowed}. Received: {name}={value!r}")
 
 
+def first_line(error: object) -> str:
+    """The first line of an error; of one without words, its type."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def is_number(value: Any, kind: type = Real) -> bool:
     """Whether the value is a number of this kind, and not a bool."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def check_number(name: str, value: Any, fits: Callable, allowed: str) -> float:
-    """The value of an argument as a float: a number for which `fits` holds."""
-    return float(check(name, value, is_number(value) and fits(value), allowed))
+def is_in(number: Any, interval: str) -> bool:
+    """Whether a number is in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    ends = {low} if interval[0] == "[" else set()
+    ends |= {high} if interval[-1] == "]" else set()
+    return low < number < high or number in ends
 
 
-def check_positive(name: str, value: Any) -> float:
-    """The value of an argument as a float: finite and above 0."""
-    fits = is_number(value) and 0 < value < math.inf
-    return float(check(name, value, fits, "a finite number above 0"))
-
-
-def check_weight(name: str, value: Any) -> float:
-    """The weight of a loss as a float: finite and at least 0."""
-    allowed = "a finite number of at least 0"
-    return check_number(name, value, lambda w: 0 <= w < math.inf, allowed)
+def check_number(name: str, value: Any, interval: str) -> float:
+    """The value of an argument as a float: a number in an interval."""
+    fits = is_number(value) and is_in(value, interval)
+    return float(check(name, value, fits, f"a number in {interval}"))
 
 
 def check_integer(name: str, value: Any, lowest: int | None = None) -> int:

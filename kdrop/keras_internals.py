@@ -210,6 +210,11 @@ def load_called(file, classes):
     return model
 
 
+def direct_layers(layer):
+    """The layers that Keras tracks in a layer or model itself, not in its layers."""
+    return layer._layers
+
+
 def layers_of(layer):
     """All layers that Keras tracks in a layer or model, itself included, each once."""
     return layer._flatten_layers()

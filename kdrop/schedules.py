@@ -13,17 +13,10 @@ another argument outside the range that its docstring states.
 import math
 from collections.abc import Callable
 
-from kdrop.errors import check, check_integer, check_number, check_positive
+from kdrop.errors import check, check_integer, check_number
 
 Schedule = Callable[[float], float]
-
-
-def _check_rate(name: str, rate: float) -> float:
-    return check_number(name, rate, lambda r: 0 <= r < 1, "a number in [0, 1)")
-
-
-def _check_progress(name: str, progress: float) -> float:
-    return check_number(name, progress, lambda p: 0 < p <= 1, "a number in (0, 1]")
+RATE, PROGRESS = "[0, 1)", "(0, 1]"
 
 
 def constant(rate: float) -> Schedule:
@@ -32,7 +25,7 @@ def constant(rate: float) -> Schedule:
     >>> kdrop.schedules.constant(0.3)(0.5)
     0.3
     """
-    rate = _check_rate("rate", rate)
+    rate = check_number("rate", rate, RATE)
     return lambda progress: rate
 
 
@@ -42,7 +35,7 @@ def linear(start: float, end: float) -> Schedule:
     >>> kdrop.schedules.linear(0.0, 0.5)(0.5)
     0.25
     """
-    start, end = _check_rate("start", start), _check_rate("end", end)
+    start, end = check_number("start", start, RATE), check_number("end", end, RATE)
     return lambda progress: (1 - progress) * start + progress * end
 
 
@@ -69,7 +62,8 @@ def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule
 
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
-    rate, cutoff = _check_rate("rate", rate), _check_progress("cutoff", cutoff)
+    rate = check_number("rate", rate, RATE)
+    cutoff = check_number("cutoff", cutoff, PROGRESS)
     check("decay", decay, decay in ("linear", "constant"), "'linear' or 'constant'")
     if decay == "linear":
         return lambda progress: rate * max(0.0, 1 - progress / cutoff)
@@ -85,7 +79,8 @@ def late(rate: float, cutoff: float = 1 / 6) -> Schedule:
 
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
-    rate, cutoff = _check_rate("rate", rate), _check_progress("cutoff", cutoff)
+    rate = check_number("rate", rate, RATE)
+    cutoff = check_number("cutoff", cutoff, PROGRESS)
     return lambda progress: 0.0 if progress < cutoff else rate
 
 
@@ -97,8 +92,8 @@ def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
 
     Reference: [Morerio et al., 2017](https://arxiv.org/abs/1703.06229)
     """
-    rate = _check_rate("rate", rate)
-    gamma = check_positive("gamma", gamma)
+    rate = check_number("rate", rate, RATE)
+    gamma = check_number("gamma", gamma, "(0, inf)")
     return lambda progress: -rate * math.expm1(-gamma * progress)
 
 
@@ -110,7 +105,7 @@ def annealed(rate: float, end: float = 1.0) -> Schedule:
 
     Reference: Rennie et al., "Annealed dropout training of deep networks", SLT 2014
     """
-    return early(rate, _check_progress("end", end), decay="linear")
+    return early(rate, check_number("end", end, PROGRESS), decay="linear")
 
 
 def scheduled_drop_path(rate: float) -> Schedule:
@@ -121,7 +116,7 @@ def scheduled_drop_path(rate: float) -> Schedule:
 
     Reference: [Zoph et al., 2018](https://arxiv.org/abs/1707.07012), section 4
     """
-    return linear(0.0, _check_rate("rate", rate))
+    return linear(0.0, check_number("rate", rate, RATE))
 
 
 def over_depth(rate: float, layers: int) -> list[float]:
@@ -132,6 +127,6 @@ def over_depth(rate: float, layers: int) -> list[float]:
 
     Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), equation 4
     """
-    rate = _check_rate("rate", rate)
+    rate = check_number("rate", rate, RATE)
     layers = check_integer("layers", layers, 1)
     return [rate * (place / layers) for place in range(1, layers + 1)]

@@ -15,7 +15,7 @@ import keras
 
 from kdrop import backend
 from kdrop.auditing.report import audit
-from kdrop.errors import UserError, one_sentence
+from kdrop.errors import UserError, first_line, one_sentence
 
 
 @one_sentence("kdrop.auditing", "hub")
@@ -37,8 +37,8 @@ def main() -> None:
     try:
         model = keras.models.load_model(options.model, compile=False)
     except Exception as error:  # Keras has many
-        first = str(error).splitlines()[0]
-        raise UserError(f"{options.model} cannot be loaded: {first}") from None
+        reason = first_line(error)
+        raise UserError(f"{options.model} cannot be loaded: {reason}") from None
     table = audit(model, replicas=options.replicas, recompute=options.recompute)
     print(table)
     sys.exit(0 if table.ok else 1)

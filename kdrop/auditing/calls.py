@@ -50,9 +50,9 @@ def record(model, inputs):
         and (isinstance(layer, keras.layers.RNN) or not hasattr(layer, "state_size"))
     ]
     with keras_internals.wrapped_calls(layers, recorded):
-        Call((inputs,), {}).run(model, False)
+        model(inputs, training=False)
         with contextlib.suppress(Exception):  # of a layer, whose own call will show it
-            Call((inputs,), {}).run(model, True)
+            model(inputs, training=True)
     return calls
 
 

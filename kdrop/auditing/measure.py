@@ -131,7 +131,10 @@ def _group(outputs, single):
 
 
 def _outputs(layer, shape, rate):
-    """Outputs for ones in many calls, of many rows; few positions that are alike."""
+    """Outputs for ones, from many calls with many rows.
+
+    Axes along which all positions are alike are cut to two positions.
+    """
     try:
         outputs = _called(layer, np.ones(_sizes(shape, (2, *shape[1:]))), 4)
         _, *shape = outputs.shape

@@ -3,15 +3,14 @@
 import re
 from dataclasses import dataclass, field, fields
 
-import keras
 import numpy as np
 from keras import ops
 
 from kdrop import backend, keras_internals
 from kdrop.auditing import calls, measure
 from kdrop.auditing.measure import to_numpy
-from kdrop.errors import UserError, check, check_bool
-from kdrop.layers.base import Noise
+from kdrop.errors import UserError, check_bool
+from kdrop.layers.base import Noise, check_model
 from kdrop.layers.rates import drops_by_rate, inner_layers, rate_of
 
 
@@ -101,7 +100,7 @@ def audit(model, inputs=None, replicas=False, recompute=False):
     >>> row.layer, row.rate, abs(row.dropped - 0.2) < row.bound, row.together, row.ok
     ('drop', 0.2, True, 'row', True)
     """
-    check("model", model, isinstance(model, keras.Model), "a keras.Model")
+    check_model(model)
     check_bool("replicas", replicas)
     check_bool("recompute", recompute)
     if (replicas or recompute) and backend.name() != "tensorflow":
@@ -112,7 +111,7 @@ def audit(model, inputs=None, replicas=False, recompute=False):
     strategy = backend.two_replicas() if replicas else None
     try:
         values = calls.made_up_inputs(model) if inputs is None else inputs
-        calls.Call((values,), {}).run(model, False)
+        model(values, training=False)
     except Exception as error:  # whatever the code of a layer raises
         problem = "needs `inputs` for" if inputs is None else "cannot call"
         raise UserError(
@@ -144,7 +143,7 @@ def _rows(model, recorded, strategy, recompute):
             row.problems = [f"cannot be measured ({_first(error)})"]
         rows[layer] = row
     for layer, path in paths.items():
-        cell = hasattr(layer, "state_size")  # its layer has the row
+        cell = hasattr(layer, "state_size")  # its RNN layer has a row
         if layer not in recorded and drops_by_rate(layer) and not cell:
             rows[layer] = Row(path, type(layer).__name__, _asked(layer))
     return [rows[layer] for layer in paths if layer in rows]

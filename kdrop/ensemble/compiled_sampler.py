@@ -110,11 +110,6 @@ def sampler_of(model, batch):
     return sampler
 
 
-def check_model(model):
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}")
-
-
 def build(model, batch):
     """Build a model by a call of one example; raise if it has no drop layer."""
     if not model.built:
@@ -163,10 +158,8 @@ def fingerprint(model):
     """The parts of a model on which a trace depends; equal while they are unchanged."""
     parts = []
     for layer in keras_internals.layers_of(model):
-        stated = hasattr(layer, "trace_state")
-        attributes = (
-            layer.trace_state() if stated else keras_internals.attributes(layer)
-        )
+        state = getattr(layer, "trace_state", None)
+        attributes = state() if state else keras_internals.attributes(layer)
         # Keras writes some attributes late, as `None`.
         values = {k: _snapshot(v) for k, v in attributes.items() if v is not None}
         parts.append((_Identity(layer), values))

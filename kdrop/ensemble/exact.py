@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops, tree
 
-from kdrop.ensemble.compiled_sampler import check_model, prepare
+from kdrop.ensemble.compiled_sampler import prepare
 from kdrop.ensemble.split import SplitModel, length, rows_of
 from kdrop.ensemble.uncertainty import are_probabilities, two_columns
 from kdrop.keras_internals import call_at_inference
-from kdrop.layers.base import active_drop_layers
+from kdrop.layers.base import active_drop_layers, check_model
 from kdrop.masks import kernels, run
 
 MAX_DECISIONS = 20

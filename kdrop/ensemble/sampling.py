@@ -11,7 +11,7 @@ from kdrop import backend
 from kdrop.ensemble import compiled_sampler
 from kdrop.ensemble.split import length, rows_of
 from kdrop.errors import check_integer, check_seed
-from kdrop.layers.base import drop_layers
+from kdrop.layers.base import check_model, drop_layers
 from kdrop.layers.sampling_context import Sampling, sampling
 
 
@@ -47,7 +47,7 @@ class Sampler(keras.Model):
 
     def __init__(self, model, seed=None, **kwargs):
         super().__init__(**kwargs)
-        compiled_sampler.check_model(model)
+        check_model(model)
         self.model, self.seed = model, check_seed(seed)
         self._kdrop_warned = False
 
@@ -151,7 +151,7 @@ def sample(
     >>> samples.shape, bool(abs(samples.mean() - 1) < 0.15)
     ((100, 3, 4), True)
     """
-    compiled_sampler.check_model(model)
+    check_model(model)
     counts = {"passes": passes, "batch_size": batch_size, "memory": memory}
     for name, value in counts.items():
         check_integer(name, value, lowest=1)

@@ -54,7 +54,7 @@ class Noise(keras.Layer):
         self.built = type(self).build is keras.Layer.build
 
     def check(self, inputs):
-        """Raise `ValueError` for inputs, symbolic ones too, that cannot be dropped."""
+        """Raise `ValueError` unless the layer takes such inputs, symbolic or not."""
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if not keras.backend.is_float_dtype(dtype):
             raise ValueError(
@@ -201,6 +201,10 @@ def drop_layers(model):
     [0.2]
     """
     return [x for x in keras_internals.layers_of(model) if isinstance(x, Noise)]
+
+
+def check_model(model):
+    check("model", model, isinstance(model, keras.Model), "a keras.Model")
 
 
 def active_drop_layers(operation):

@@ -156,7 +156,8 @@ class RateSchedule(keras.callbacks.Callback):
         self._scheduled = rated_layers(self.model) if layers is None else layers
         if not self._scheduled:
             raise ValueError(
-                f"RateSchedule found no drop layer of kdrop in {self.model.name!r}."
+                f"RateSchedule finds in model {self.model.name!r} no drop layer of "
+                "kdrop with a rate to set."
             )
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kdrop import keras_internals
-from kdrop.errors import check_positive, check_weight
+from kdrop.errors import check_number
 from kdrop.layers.base import Noise, dense_unless_matrix
 from kdrop.masks import kernels, run
 
@@ -64,9 +64,9 @@ class ConcreteDropout(Noise, keras.layers.Wrapper):
             raise ValueError(f"{wraps}. Received: layer={layer!r}")
         super().__init__(layer=layer, seed=seed, **kwargs)
         self.supports_masking = layer.supports_masking
-        self.weight_decay = check_weight("weight_decay", weight_decay)
-        self.entropy_weight = check_weight("entropy_weight", entropy_weight)
-        self.temperature = check_positive("temperature", temperature)
+        self.weight_decay = check_number("weight_decay", weight_decay, "[0, inf)")
+        self.entropy_weight = check_number("entropy_weight", entropy_weight, "[0, inf)")
+        self.temperature = check_number("temperature", temperature, "(0, inf)")
 
     def build(self, input_shape=None):
         super().build(input_shape)

@@ -11,7 +11,7 @@ from keras import ops
 from kdrop import backend, keras_internals
 from kdrop.layers.sampling_context import sampling
 
-# The state is the vector [seed, hash of the layer's name, draw count, threshold].
+# Indices in the state
 SEED, NAME_HASH, COUNT, THRESHOLD = range(4)
 
 # Threads that call a layer eagerly must not get the same draw count.

@@ -5,11 +5,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
-import keras
-
 from kdrop import backend, keras_internals
-from kdrop.errors import UserError, check, check_choice, is_number
-from kdrop.layers.base import Drop, Noise, check_rate
+from kdrop.errors import UserError, check_choice, is_number
+from kdrop.layers.base import Drop, Noise, check_model, check_rate
 from kdrop.layers.draws import Draws
 
 # What the layers of Keras, KerasHub, KerasCV and others call the fraction to drop, and
@@ -87,7 +85,7 @@ def set_dropout(model, rate):
     >>> kdrop.set_dropout(model, lambda depth: 0.25 + 0.25 * depth)
     {'first': 0.25, 'last': 0.5}
     """
-    check("model", model, isinstance(model, keras.Model), "a keras.Model")
+    check_model(model)
     paths = {
         layer: path
         for layer, path in keras_internals.paths_of(model).items()
@@ -142,7 +140,8 @@ def _set_rate(model, layer, rate, everywhere):
         # The code of an outer block may expect layers that it has not created for 0; a
         # graph's attributes are its configuration alone.
         safe = everywhere and (old > 0 or keras_internals.functional_graph(owner))
-        if layer in (inner_layers(owner) if safe else owner._layers):
+        layers = inner_layers(owner) if safe else keras_internals.direct_layers(owner)
+        if layer in layers:
             for attribute, value in list(vars(owner).items()):
                 if "drop" in attribute and is_number(value) and value == old:
                     setattr(owner, attribute, rate)

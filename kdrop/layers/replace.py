@@ -7,10 +7,11 @@ import warnings
 
 import keras
 import numpy as np
+from keras import tree
 
 from kdrop import backend, keras_internals
 from kdrop.layers import regions, units
-from kdrop.layers.base import Noise, drop_layers
+from kdrop.layers.base import Noise, check_model, drop_layers
 from kdrop.layers.draws import Draws
 from kdrop.layers.rates import drops_by_rate, has_drop_name, rate_of
 
@@ -64,8 +65,7 @@ def replace(model, in_place=False):
     >>> type(layer).__name__, layer.rate
     ('InvertedDropout', 0.3)
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"replace() takes a keras.Model. Received: {model!r}")
+    check_model(model)
     layers = _layers(model)
     configs = [_replacement_config(layer) for layer in layers]
     result = model if in_place else _copy(model)
@@ -222,16 +222,10 @@ def _same_settings(layer, other):
     common = vars(layer).keys() & vars(other).keys() - ignored
     values = {name: vars(layer)[name] for name in common if name[0] != "_"}
     return layer.dtype_policy == other.dtype_policy and all(
-        _with_lists(value) == _with_lists(vars(other)[name])
+        tree.lists_to_tuples(value) == tree.lists_to_tuples(vars(other)[name])
         for name, value in values.items()
         if _is_plain(value)
     )
-
-
-def _with_lists(value):
-    """The value with lists in place of tuples, which a file does not distinguish."""
-    several = isinstance(value, list | tuple)
-    return list(map(_with_lists, value)) if several else value
 
 
 def _is_plain(value):

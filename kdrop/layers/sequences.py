@@ -112,8 +112,8 @@ class Zoneout(keras.layers.Wrapper, DropoutRNNCell):
     `rate * previous + (1 - rate) * new`. Masked steps change nothing.
 
     The masks are those of a `VanillaDropout` for each state, which `drop_layers` lists.
-    Each step needs another one, so `StepClock` does not hold them: with TensorFlow, do
-    not compute the layer again (`keras.remat`).
+    Each step needs another one, so `StepClock` has no effect on them: with TensorFlow,
+    do not compute the layer again (`keras.remat`).
 
     Args:
         cell: Cell of a `keras.layers.RNN` whose output is its first state. In a stack,
@@ -193,7 +193,7 @@ class Zoneout(keras.layers.Wrapper, DropoutRNNCell):
 
 
 def _blend(share, new, previous):
-    """`share * new + (1 - share) * previous`, where a NaN of share 0 has no effect."""
+    """`share * new + (1 - share) * previous`, without a NaN whose share is 0."""
     after = ops.where(share > 0, share * ops.cast(new, share.dtype), 0)
     before = ops.where(share < 1, (1 - share) * ops.cast(previous, share.dtype), 0)
     return ops.cast(before + after, new.dtype)

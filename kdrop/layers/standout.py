@@ -54,8 +54,8 @@ class StandoutDropout(Noise):
 
     def __init__(self, alpha=1.0, beta=0.0, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
-        self.alpha = check_number("alpha", alpha, math.isfinite, "a finite number")
-        self.beta = check_number("beta", beta, math.isfinite, "a finite number")
+        self.alpha = check_number("alpha", alpha, "(-inf, inf)")
+        self.beta = check_number("beta", beta, "(-inf, inf)")
 
     def build(self, input_shape):
         if len(input_shape) < 2 or input_shape[-1] is None:

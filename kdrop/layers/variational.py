@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from kdrop.errors import check, check_weight
+from kdrop.errors import check, check_number
 from kdrop.layers.base import Noise, dense_unless_matrix, refuse_quantization
 from kdrop.masks import kernels, run
 
@@ -57,7 +57,9 @@ class VariationalDropout(Noise, keras.layers.Dense):
 
     def __init__(self, units, divergence_weight=1.0, per="unit", seed=None, **kwargs):
         super().__init__(units=units, seed=seed, **kwargs)
-        self.divergence_weight = check_weight("divergence_weight", divergence_weight)
+        self.divergence_weight = check_number(
+            "divergence_weight", divergence_weight, "[0, inf)"
+        )
         choices = ("layer", "unit", "weight")
         self.per = check("per", per, per in choices, f"one of {choices}")
 

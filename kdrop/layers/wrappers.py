@@ -140,8 +140,8 @@ class WeightDropout(DropWrapper):
 
 def _thin(weights, draw, rows, number):
     # Another name hash for each weight, so that none shares another one's words.
-    offset = ops.convert_to_tensor([0, number, 0, 0, 0], dtype=draw.dtype)
-    return connections.thin(weights, draw + offset, rows)
+    other_name = ops.convert_to_tensor([0, number, 0, 0, 0], dtype=draw.dtype)
+    return connections.thin(weights, draw + other_name, rows)
 
 
 @keras.saving.register_keras_serializable("kdrop")
@@ -150,9 +150,9 @@ class DropKey(DropWrapper):
 
     In training dropped keys are masked before the softmax, so the weights of the others
     sum to 1. (`dropout` of Keras's layer drops after it.) A query that would lose all
-    its keys keeps them. The heads share the decisions, unlike in the paper: a mask of
-    Keras's layer has no heads. At inference nothing changes. While the layer's own
-    `dropout` is 0, it uses Keras's fused attention, in training too.
+    its keys keeps them. The heads share the decisions, unlike in the paper: the mask
+    that Keras's layer takes has no axis for heads. At inference nothing changes. While
+    the layer's own `dropout` is 0, it uses Keras's fused attention, in training too.
 
     Args:
         layer: `keras.layers.MultiHeadAttention`, `GroupQueryAttention` or a subclass.

@@ -10,7 +10,7 @@ from keras import ops
 
 
 class Kernel(NamedTuple):
-    """One kind of noise, as three pure functions."""
+    """One kind of noise, as pure functions."""
 
     noise: Callable[..., Any]  # (words, draw, *limits) -> noise, element by element
     forward: Callable[..., Any]  # (inputs, noise of their shape, draw) -> outputs
@@ -51,8 +51,7 @@ def keep_fraction(draw, dtype):
 
 def wide(dtype):
     """The dtype for scaling: float32, or float64 for float64 inputs."""
-    double = keras.backend.standardize_dtype(dtype) == "float64"
-    return "float64" if double else "float32"
+    return keras.backend.result_type(dtype, "float32")
 
 
 def scale(inputs, factor):

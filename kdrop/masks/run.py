@@ -101,8 +101,7 @@ def _differentiable(kernel, noise_shape, inputs, draw, rows, *limits):
 def _run(kernel, noise_shape, inputs, draw, rows, *limits):
     if None in inputs.shape[1:]:
         # The sizes may vary at run time: only the noise is compiled, for padded ones.
-        make = _padded_noise
-        return _fused(kernel, noise_shape, inputs, draw, rows, make_noise=make)
+        return _fused(kernel, noise_shape, inputs, draw, rows, make_noise=_padded_noise)
     call = _compiled(_fused, kernel, noise_shape, inputs)
     return call(inputs, draw, rows, *limits)
 

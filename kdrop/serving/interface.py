@@ -34,23 +34,16 @@ class Interface:
         self.argument = self.inputs if len(names) > 1 else self.inputs[names[0]]
         self.batch_size = next((x.shape[0] for x in leaves if x.shape[0]), None)
 
-    def zeros(self):
-        """A batch of zeros or empty strings; one row unless the batch size is fixed."""
-        zeros = {}
-        for name, spec in self.inputs.items():
-            sizes = [self.batch_size or 1, *(size or 1 for size in spec.shape[1:])]
-            zeros[name] = tf.zeros(sizes, spec.dtype)
-        return zeros if len(zeros) > 1 else zeros["inputs"]
+    def example(self, size=1, rows=1, random=None):
+        """A batch of zeros or empty strings, with `size` in place of unknown sizes.
 
-    def example(self, size):
-        """Two rows, or as many as the model takes, with `size` for unknown sizes.
-
-        Random numbers in [0, 1), which may be indices of an embedding; else as `zeros`.
+        It has `rows` rows unless the batch size is fixed. With a `tf.random.Generator`
+        floats are in [0, 1), and may be indices of an embedding.
         """
-        random, example = tf.random.Generator.from_seed(0), {}
+        example = {}
         for name, spec in self.inputs.items():
-            sizes = [self.batch_size or 2, *(each or size for each in spec.shape[1:])]
-            make = random.uniform if spec.dtype.is_floating else tf.zeros
+            sizes = [self.batch_size or rows, *(n or size for n in spec.shape[1:])]
+            make = random.uniform if random and spec.dtype.is_floating else tf.zeros
             example[name] = make(sizes, dtype=spec.dtype)
         return example if len(example) > 1 else example["inputs"]
 

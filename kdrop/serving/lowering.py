@@ -185,12 +185,7 @@ class _Body:
 
 
 def _uses_uint32(node):
-    kinds = (kind for value in node.attr.values() for kind in _types(value))
-    return UINT32 in kinds
-
-
-def _types(value):
-    return [value.type, *value.list.type]
+    return any(UINT32 in (x.type, *x.list.type) for x in node.attr.values())
 
 
 def _lower_attribute(value):

@@ -19,9 +19,8 @@ import tensorflow as tf
 
 import kdrop
 from kdrop import backend, keras_internals
-from kdrop.ensemble.compiled_sampler import check_model
 from kdrop.errors import SAVED_MODEL, UserError, check, checked_formats, is_number
-from kdrop.layers.base import active_drop_layers
+from kdrop.layers.base import active_drop_layers, check_model
 from kdrop.layers.replace import remaining
 from kdrop.serving.signatures import write_model
 from kdrop.serving.versions import add_version

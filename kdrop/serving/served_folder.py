@@ -9,7 +9,7 @@ from typing import Any
 from kserve import ModelRepository
 from kserve.errors import InvalidInput
 
-from kdrop.errors import check_model_name
+from kdrop.errors import check_model_name, first_line
 from kdrop.serving.served_model import ServedModel
 from kdrop.serving.versions import (
     LinkError,
@@ -86,8 +86,8 @@ class ServedFolder(ModelRepository):
 
     def _report(self, path: Path, error: Exception, files: object = None) -> None:
         if path not in self._broken:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             name = "".join(x if x.isprintable() else "?" for x in str(path))  # one line
+            reason = first_line(error)
             log.error("skipped %s, which cannot be loaded: %s", name, reason)
         self._broken[path] = files
 

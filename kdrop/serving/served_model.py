@@ -19,6 +19,7 @@ from kserve.errors import InvalidInput
 from kserve.utils.numpy_codec import from_np_dtype
 from starlette.exceptions import HTTPException
 
+from kdrop.errors import first_line
 from kdrop.serving.limits import Limits
 from kdrop.serving.signatures import read_requests
 
@@ -212,7 +213,7 @@ def _compute(signature, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         outputs = signature(**{name: tf.constant(x) for name, x in arrays.items()})
         return {name: _from_tensor(outputs[name]) for name in sorted(outputs)}
     except tf.errors.InvalidArgumentError as error:
-        raise InvalidInput(error.message.splitlines()[0]) from None
+        raise InvalidInput(first_line(error.message)) from None
     except UnicodeError:
         raise InvalidInput("an input or output is not valid UTF-8") from None
 

@@ -85,7 +85,7 @@ def write_model(
 def _example(interface):
     """Inputs that the model takes, whatever sizes it leaves open."""
     for size in 1, 32:
-        example = interface.example(size)
+        example = interface.example(size, 2, tf.random.Generator.from_seed(0))
         with contextlib.suppress(tf.errors.OpError, ValueError):
             interface.serve(example)
             return example
@@ -138,7 +138,7 @@ def _split(interface):
     """The model's prefix and suffix, and how many rows of the suffix fit in memory."""
     if interface.batch_size:
         return SplitModel(interface.call), 1
-    example = interface.pack(interface.zeros())
+    example = interface.pack(interface.example())
     try:
         sampler = compiled_sampler.CompiledSampler(interface.call, example)
         outputs = sampler.prefix(example)
@@ -219,7 +219,7 @@ def _prediction_log(**fields):
 
 def _write_requests(version: Path, signatures, interface) -> None:
     """Write one request for each signature, or no file if one rejects the inputs."""
-    inputs = interface.zeros()
+    inputs = interface.example()
     logs = []
     tensors = interface.by_name(inputs)
     protos = {name: tf.make_tensor_proto(x.numpy()) for name, x in tensors.items()}

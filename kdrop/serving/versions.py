@@ -134,7 +134,10 @@ def remove_partial(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _partial(folder: Path):
-    """An empty folder for a version, deleted at the end unless it was renamed."""
+    """Yield an empty folder for a version, in a locked temporary folder.
+
+    At the end the temporary folder is deleted: a complete version was moved out of it.
+    """
     while True:
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         # Another process may delete the folder before it is locked.

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 from filelock import FileLock, Timeout
 
-from kdrop.errors import UserError
+from kdrop.errors import UserError, first_line
 
 History = dict[str, list[float]]
 COLUMNS = {"epoch", "loss", "data_loss", "accuracy", "learning_rate", "seconds"}
@@ -55,9 +55,8 @@ class Checkpoint:
         except (MemoryError, PermissionError):  # the file may be sound
             raise
         except Exception as error:  # a damaged file can raise anything
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(
-                f"The checkpoint {path} cannot be read ({reason}): delete "
+                f"The checkpoint {path} cannot be read ({first_line(error)}): delete "
                 f"{self.folder} to train this run from the start."
             ) from error
 

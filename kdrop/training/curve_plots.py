@@ -33,13 +33,12 @@ def curves(path: Path, histories: Mapping[str, History]) -> None:
         epochs = history["epoch"]
         gap = max(1, len(epochs) // 6)
         first = (number * gap // 5) % gap  # marks of two runs do not coincide
-        marks = first, gap
         plotted = [*columns, _rates(history)][: len(panels)]
         for panel, names in zip(panels, plotted, strict=True):
             for name in names:
                 if name in history:
                     style = look(number, dashed=name in ("data_loss", "accuracy"))
-                    panel.plot(epochs, history[name], markevery=marks, **style)
+                    panel.plot(epochs, history[name], markevery=(first, gap), **style)
     loss.set(title="Loss on the data", ylabel="Cross-entropy (nats)")
     accuracy.set(title="Accuracy", ylabel="Correct predictions")
     plot_style.percent(accuracy.yaxis)

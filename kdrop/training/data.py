@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdrop.errors import UserError, check_choice
+from kdrop.errors import UserError, check_choice, first_line
 from kdrop.training.fields import check
 
 # The image sets of tensorflow-datasets, and the servers that they are downloaded from.
@@ -64,15 +64,15 @@ def load(
     return Data(name, *split, test, labels)
 
 
-def _spiral(rng, points=2000):
+def _spiral(rng):
     """Three arms of a noisy spiral: half of the points for training, half for test.
 
     On arm c of 3 the radius r is evenly spaced over [0, 1] and the angle is
     `2.5 * (4 * c + 4 * r + 0.2 * N(0, 1))`. The best possible classifier has an
     accuracy of .910 and a cross-entropy of .213.
     """
-    arm = np.repeat(np.arange(3), points)
-    radius = np.tile(np.linspace(0, 1, points), 3)
+    radius = np.tile(np.linspace(0, 1, 2000), 3)
+    arm = np.repeat(np.arange(3), 2000)
     angle = 2.5 * (4 * arm + 4 * radius + 0.2 * rng.standard_normal(arm.size))
     position = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
     order = rng.permutation(arm.size)
@@ -141,8 +141,7 @@ def _images(name, folder):
     except (UserError, PermissionError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", lines[0])
+        reason = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", first_line(error))
         raise UserError(
             f"The data of {name} is damaged ({reason}): delete {home / name}, and it "
             "is downloaded again."
@@ -164,8 +163,8 @@ def _download(builder, home):
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:  # of the network, the server or the disk
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{builder.name} could not be downloaded: {reason}") from error
+        message = f"{builder.name} could not be downloaded: {first_line(error)}"
+        raise UserError(message) from error
 
 
 def _reachable(host):

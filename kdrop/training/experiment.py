@@ -107,7 +107,7 @@ class Experiment:
     cutout: int = setting(0, "side of a square to hide, in pixels", "[0, 1000]")
     epochs: int = setting(MISSING, "training epochs", SIZE, group="training")
     steps_per_epoch: int | None = setting(
-        None, "training steps of an epoch", SIZE, "one pass over the data"
+        None, "training steps of an epoch", SIZE, "each example once"
     )
     batch_size: int = setting(MISSING, "examples in a step", SIZE)
     optimizer: str = setting(

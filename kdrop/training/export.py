@@ -96,7 +96,7 @@ def draw_comparison(results: Sequence[SeedRuns], data: Data, folder: Path) -> No
 
 
 def _draw(best: Any, data: Data, pictures: Path, folder: Path) -> None:
-    """The pictures of one run, beside those of the comparison."""
+    """Draw the pictures of one run, and copy those of the comparison beside them."""
     others = shutil.ignore_patterns("passes.png") if best.vote is None else None
     shutil.copytree(pictures, folder, ignore=others, dirs_exist_ok=True)
     name, labels = best.experiment.dropout, data.labels
@@ -119,7 +119,7 @@ def _draw(best: Any, data: Data, pictures: Path, folder: Path) -> None:
         file = folder / "certainty.png"
         prediction_plots.certainty(file, title, *part, samples, labels)
     else:
-        # One subnetwork for the whole plane, so that the map has no grain.
+        # One sub-network for the whole plane, so that the map has no grain.
         settings = {"seed": best.experiment.seed, "consistent": True, "verbose": 0}
         draw = partial(sample, best.model, passes=len(samples), **settings)
         scaled, file = partial(_predict, best.model), folder / "uncertainty.png"

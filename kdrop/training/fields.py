@@ -3,7 +3,7 @@
 from dataclasses import Field, field, fields
 from typing import Any
 
-from kdrop.errors import UserError
+from kdrop.errors import UserError, is_in
 
 
 def setting(
@@ -30,27 +30,19 @@ def setting(
 def by_group(*kinds: Any) -> dict[str, list[Field]]:
     """The settings of dataclasses by their headings."""
     groups, heading = {}, ""
-    for each in (each for kind in kinds for each in fields(kind)):
-        if each.metadata:
-            heading = each.metadata["group"] or heading
-            groups.setdefault(heading, []).append(each)
+    for each in (x for kind in kinds for x in fields(kind) if x.metadata):
+        heading = each.metadata["group"] or heading
+        groups.setdefault(heading, []).append(each)
     return groups
 
 
 def check(name: str, number: Any, allowed: str, word: str | None = None) -> None:
     """Raise `UserError` unless the number is in the interval."""
-    if number == word or not isinstance(number, str) and _is_in(number, allowed):
+    if number == word or not isinstance(number, str) and is_in(number, allowed):
         return
     rule = f"{word} or a number in {allowed}" if word else f"in {allowed}"
     quoted = name if name.startswith("-") else f"`{name}`"  # an option or an argument
     raise UserError(f"{quoted} is {number}, but must be {rule}.")
-
-
-def _is_in(number: Any, interval: str) -> bool:
-    low, high = map(float, interval[1:-1].split(","))
-    ends = {low} if interval[0] == "[" else set()
-    ends |= {high} if interval[-1] == "]" else set()
-    return low < number < high or number in ends
 
 
 def check_settings(settings: Any) -> None:

@@ -22,10 +22,10 @@ def batches(
 ) -> tf.data.Dataset:
     """Pairs of a float32 batch of inputs and its int32 targets, epoch after epoch.
 
-    An epoch is one pass over the part; its last batch holds the remainder. The order of
-    the examples and their augmentation are functions of (`shuffle_seed`, epoch,
-    example) alone: a pipeline that starts at `first_step` continues exactly where an
-    interrupted one stopped.
+    An epoch has each example of the part once; its last batch holds the remainder. The
+    order of the examples and their augmentation are functions of (`shuffle_seed`,
+    epoch, example) alone: a pipeline that starts at `first_step` continues exactly
+    where an interrupted one stopped.
 
     Where the examples of a batch cannot be divided evenly among the devices, the last
     example is repeated, and the batches are triples with a weight for each example: 0

@@ -82,7 +82,7 @@ def legend(figure: Figure, handles: list[Line2D], title: str = "") -> None:
     """One legend below the axes, in as many columns as the names leave room for."""
     room = figure.get_figwidth() / CHARACTER
     names = [wrap(str(handle.get_label()), 40) for handle in handles]
-    widths = [min(len(name), 40) + 7 for name in names]  # 7: its line and the gaps
+    widths = [min(len(name), 40) + 7 for name in names]  # 7: line, gaps
     columns = len(names) if sum(widths) < room else max(1, int(room / max(widths)))
     box = figure.legend(handles, names, loc="outside lower center", ncols=columns)
     box.set_title(textwrap.fill(title, int(room)))

@@ -24,7 +24,7 @@ CAPTIONS = {
     "reliability": "Reliability diagram: accuracy and number of test examples for each "
     "bin of confidence. A calibrated network lies on the diagonal.",
     "passes": "Error and likelihood of the vote, the mean of so many random "
-    "sub-networks, and of weight scaling, one pass without dropout.",
+    "sub-networks, and of weight scaling, one forward pass without dropout.",
     "curves": "Loss and accuracy against the epoch. In training, dropout is on.",
 }
 STYLE = """

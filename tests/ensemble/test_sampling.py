@@ -132,7 +132,7 @@ def test_a_seeded_sampler_returns_sample_0():
 
 
 def test_a_sampler_checks_its_arguments():
-    with pytest.raises(ValueError, match="must be a `keras.Model`. Received: 'm'"):
+    with pytest.raises(ValueError, match="must be a keras.Model. Received: model='m'"):
         kdrop.Sampler("m")
     with pytest.raises(ValueError, match="seed=-1"):
         kdrop.Sampler(mlp(), seed=-1)
@@ -144,7 +144,7 @@ def test_a_sampler_checks_its_arguments():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"model": "m"}, "`model` must be a `keras.Model`. Received: 'm'"),
+        ({"model": "m"}, "`model` must be a keras.Model. Received: model='m'"),
         (
             {"passes": 0},
             "`passes` must be an integer of at least 1. Received: passes=0",

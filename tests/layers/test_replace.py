@@ -240,5 +240,5 @@ def test_a_rate_of_1_is_refused_before_anything_is_replaced():
 
 def test_what_is_not_a_model_is_refused():
     for wrong in "model", drop(), None:
-        with pytest.raises(ValueError, match="takes a keras.Model. Received"):
+        with pytest.raises(ValueError, match="`model` must be a keras.Model. Received"):
             kdrop.replace(wrong)

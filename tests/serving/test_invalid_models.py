@@ -64,7 +64,7 @@ def unbuilt():
 
 
 INVALID = {
-    "no model": (lambda: keras.layers.Dense(3), "must be a `keras.Model`"),
+    "no model": (lambda: keras.layers.Dense(3), "must be a keras.Model"),
     "not built": (unbuilt, "call it on a batch"),
     "not called": (Subclassed, "call it on a batch"),
     "crashing": (lambda: called(Crashing(), points()), "KeyError: deep inside"),

@@ -40,7 +40,7 @@ def test_the_tables_are_those_of_the_layers_and_the_networks():
 @pytest.mark.parametrize("data", PRESETS)
 def test_a_preset_is_complete(data):
     experiment = Experiment.preset(data)
-    # `None` has one meaning: an epoch is one pass over the data.
+    # `None` has one meaning: an epoch has each example once.
     missing = [k for k, v in dataclasses.asdict(experiment).items() if v is None]
     assert missing in ([], ["steps_per_epoch"])
     assert Experiment.preset(data, epochs=3, seed=5) == dataclasses.replace(
