@@ -86,14 +86,14 @@ def _experiments(settings: dict[str, Any]) -> list[Experiment]:
 
 
 def option(name: str) -> str:
-    """The option for an argument; `folder`, of `data.load`, is --data-dir."""
-    return "--data-dir" if name == "folder" else f"--{name.replace('_', '-')}"
+    """The option for an argument."""
+    return f"--{name.replace('_', '-')}"
 
 
 def with_options(text: str) -> str:
     """The text with options in place of the arguments in backticks."""
     kinds = (Experiment, Comparison, DeviceOptions)
-    names = {"folder", *(field.name for kind in kinds for field in fields(kind))}
+    names = {field.name for kind in kinds for field in fields(kind)}
     return re.sub(r"`(\w+)`", lambda m: option(m[1]) if m[1] in names else m[0], text)
 
 

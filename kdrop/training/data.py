@@ -47,7 +47,7 @@ def load(
     train_size: int | None = None,  # of the examples for training; all if `None`
     validation: float = 0.1,  # fraction of `train_size` to validate on, in [0, 1)
     seed: int = 0,  # the same seed gives the same examples
-    folder: str | os.PathLike | None = None,  # `TFDS_DATA_DIR` or its default if `None`
+    data_dir: str | os.PathLike | None = None,  # `TFDS_DATA_DIR` if `None`
 ) -> Data:
     """The spiral, CIFAR-10 (Krizhevsky, 2009) or MNIST (LeCun et al., 1998).
 
@@ -59,7 +59,7 @@ def load(
     """
     check_choice("data set", name, SETS)
     rng = np.random.default_rng(seed)
-    whole, test, labels = _spiral(rng) if name == "spiral" else _images(name, folder)
+    whole, test, labels = _spiral(rng) if name == "spiral" else _images(name, data_dir)
     split = _split(name, whole, train_size, validation, rng)
     return Data(name, *split, test, labels)
 
@@ -116,11 +116,11 @@ def _stratified_order(targets, rng):
     return np.lexsort((shuffled, position))
 
 
-def _images(name, folder):
+def _images(name, data_dir):
     """The images for training, those for test, and the class names."""
-    folder = folder or os.environ.get("TFDS_DATA_DIR")
-    home = Path(folder or "~/tensorflow_datasets").expanduser()
-    if folder and not home.is_dir():
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
+    home = Path(data_dir or "~/tensorflow_datasets").expanduser()
+    if data_dir and not home.is_dir():
         raise UserError(f"The data folder {home} is not a folder.")
     # Here, so that the spiral does not need the optional package.
     import tensorflow_datasets as tfds
@@ -155,7 +155,7 @@ def _download(builder, home):
     if not _reachable(host := HOSTS[builder.name]):
         raise UserError(
             f"{home} lacks {builder.name} and {host} does not answer: let "
-            "TFDS_DATA_DIR or `folder` name a folder that has it, or use the spiral, "
+            "TFDS_DATA_DIR or `data_dir` name a folder that has it, or use the spiral, "
             "which needs no download."
         )
     # Off: without access to Google's bucket of prepared sets it retries for minutes.

@@ -67,10 +67,10 @@ class SeedRuns:
         return max(self.runs, key=lambda r: (r.metrics[accuracy], -r.metrics[loss]))
 
 
-def load_data(experiment: Experiment, folder: Path | None = None) -> Data:
-    """The experiment's data set; `folder` is that of `data.load`."""
+def load_data(experiment: Experiment, data_dir: Path | None = None) -> Data:
+    """The experiment's data set; `data_dir` is that of `data.load`."""
     sizes = experiment.train_size, experiment.validation
-    return load(experiment.data, *sizes, experiment.data_seed, folder)
+    return load(experiment.data, *sizes, experiment.data_seed, data_dir)
 
 
 def network(experiment: Experiment, data: Data) -> keras.Model:

@@ -123,7 +123,7 @@ def test_invalid_arguments_are_rejected():
             StandoutDropout(**settings)
     with pytest.raises(ValueError, match="known number of units"):
         StandoutDropout()(keras.Input((None,)))
-    with pytest.raises(ValueError, match="`divergence_weight` must be .* at least 0"):
+    with pytest.raises(ValueError, match="`divergence_weight` must be .* in .0, inf"):
         VariationalDropout(2, -1)
     with pytest.raises(ValueError, match='`per` must be .*Received: "example"|example'):
         VariationalDropout(2, per="example")

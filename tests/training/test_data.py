@@ -39,21 +39,21 @@ def counts(part):
 
 
 def test_images_are_stratified_exactly_and_seeded(folder):
-    chosen = load("cifar10", 100, 0.2, seed=1, folder=folder)
+    chosen = load("cifar10", 100, 0.2, seed=1, data_dir=folder)
     assert counts(chosen.train).tolist() == [8] * 10
     assert counts(chosen.validation).tolist() == [2] * 10
     train, validation = numbers(chosen.train), numbers(chosen.validation)
     assert len(set(train + validation)) == 100
-    again = load("cifar10", 100, 0.2, seed=1, folder=folder)
+    again = load("cifar10", 100, 0.2, seed=1, data_dir=folder)
     assert (numbers(again.train), numbers(again.validation)) == (train, validation)
-    other = load("cifar10", 100, 0.2, seed=2, folder=folder)
+    other = load("cifar10", 100, 0.2, seed=2, data_dir=folder)
     assert set(numbers(other.train)) != set(train)
-    larger = load("cifar10", 210, 0, seed=1, folder=folder)
+    larger = load("cifar10", 210, 0, seed=1, data_dir=folder)
     assert set(numbers(larger.train)) > set(train + validation)
 
 
 def test_images_keep_their_labels_and_the_test_set_its_order(folder):
-    digits = load("mnist", folder=folder, validation=0)
+    digits = load("mnist", data_dir=folder, validation=0)
     truth = np.random.default_rng(0)
     truth.permutation(300)  # cifar10's
     truth = truth.permutation(UNEVEN)
@@ -68,7 +68,7 @@ def test_images_keep_their_labels_and_the_test_set_its_order(folder):
 
 @pytest.mark.parametrize("size", [70, 99, 150])
 def test_uneven_classes_stay_within_one_of_their_share(folder, size):
-    digits = load("mnist", size, 0.5, folder=folder)
+    digits = load("mnist", size, 0.5, data_dir=folder)
     both = counts(digits.train) + counts(digits.validation)
     assert both.sum() == size
     assert (abs(both - size * np.bincount(UNEVEN) / UNEVEN.size) < 1).all()
@@ -80,7 +80,7 @@ def test_a_missing_data_set_is_downloaded(name, monkeypatch, tmp_path):
     urls = []
     monkeypatch.setattr(requests, "head", lambda url, timeout: urls.append(url))
     with tfds.testing.mock_data(num_examples=200):
-        parts = load(name, folder=tmp_path, seed=2)
+        parts = load(name, data_dir=tmp_path, seed=2)
     assert urls and urls[0].startswith("https://")
     shape = SHAPES[name][1]
     assert parts.name == name and len(parts.labels) == 10
@@ -120,7 +120,7 @@ def test_real_cifar10():
 )
 def test_wrong_sizes_are_rejected(folder, settings, message):
     with pytest.raises(UserError, match=message):
-        load("cifar10", **settings, folder=folder)
+        load("cifar10", **settings, data_dir=folder)
 
 
 @pytest.mark.parametrize("way", ["argument", "variable"])
@@ -132,7 +132,7 @@ def test_a_folder_that_is_no_folder_is_rejected(name, way, tmp_path, monkeypatch
         monkeypatch.setenv("TFDS_DATA_DIR", str(path))
         path = None
     with pytest.raises(UserError, match=f"{name} is not a folder"):
-        load("cifar10", folder=path)
+        load("cifar10", data_dir=path)
 
 
 def refused(url, timeout):
@@ -153,8 +153,8 @@ def test_without_network_the_error_says_what_to_do(answer, tmp_path, monkeypatch
 
     builder = tfds.core.DatasetBuilder
     monkeypatch.setattr(builder, "download_and_prepare", download)
-    with pytest.raises(UserError, match="TFDS_DATA_DIR.*`folder`.*spiral") as caught:
-        load("cifar10", folder=tmp_path)
+    with pytest.raises(UserError, match="TFDS_DATA_DIR.*`data_dir`.*spiral") as caught:
+        load("cifar10", data_dir=tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -166,7 +166,7 @@ def test_a_failed_download_is_reported(tmp_path, monkeypatch):
     builder = tfds.core.DatasetBuilder
     monkeypatch.setattr(builder, "download_and_prepare", download)
     with pytest.raises(UserError, match="cifar10 could not be downloaded.*lost"):
-        load("cifar10", folder=tmp_path)
+        load("cifar10", data_dir=tmp_path)
 
 
 def flipped(home):
@@ -222,7 +222,7 @@ DESCRIPTIONS = [b"", b"{}", b"[]", b"null", b"3", b"\xff\x00", b'{"splits": [1]}
 def test_damaged_data_is_reported(damage, tmp_path):
     damage(prepare(tmp_path, "mnist", np.arange(40) % 10, np.arange(20) % 10))
     with pytest.raises(UserError, match="data of mnist is damaged") as caught:
-        load("mnist", folder=tmp_path, validation=0.25)
+        load("mnist", data_dir=tmp_path, validation=0.25)
     message = str(caught.value)
     assert str(tmp_path / "mnist") in message
     assert "\n" not in message and "{{" not in message
