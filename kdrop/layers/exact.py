@@ -89,7 +89,8 @@ def _kernel(units, inner):
     def limits(words, draw):
         rows, size = ops.shape(words)
         groups, count = size // (units * inner), _count(draw, units)
-        if isinstance(rows, int) and isinstance(size, int) and rows:
+        static = isinstance(rows, int) and isinstance(size, int)
+        if static and rows * size > _CACHED:
             # Part by part, so that each part stays in the cache during its search.
             most = max(1, _CACHED // size)
             part = max(n for n in range(1, most + 1) if rows % n == 0)
