@@ -19,28 +19,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
-@contextlib.contextmanager
-def silent_start():
-    """Discard what TensorFlow writes to the terminal at import, whatever its level."""
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     for number in signal.SIGINT, signal.SIGTERM:  # there is nothing to save yet
         signal.signal(number, lambda number, _: os._exit(128 + number))
-    from kdrop.errors import one_sentence, stop_on_signals
+    from kdrop.errors import one_sentence, silent_stderr, stop_on_signals
     from kdrop.training.arguments import options_in_errors, parse
 
     try:
         with one_sentence("train.py", "train"), options_in_errors():
             comparison, options = parse(arguments)
-            with silent_start():
+            with silent_stderr():  # TensorFlow writes there whatever its log level
                 importlib.reload(sys.modules["kdrop"])  # now with its names
                 from rich.console import Console
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -132,6 +133,19 @@ def one_sentence(program: str, extra: str) -> Generator[None]:
         sentence = str(error)
     print(f"{program}: {sentence}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Generator[None]:
+    """Discard what is written to the standard error, also by compiled libraries."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def stop_on_signals() -> None:

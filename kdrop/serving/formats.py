@@ -5,7 +5,6 @@ A file is run once before it is published: its outputs must be those of TensorFl
 
 import contextlib
 import logging
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdrop import backend
-from kdrop.errors import UserError
+from kdrop.errors import UserError, silent_stderr
 from kdrop.serving.lowering import lowered
 
 _OPSET = 18  # the first with the exclusive or of integers
@@ -101,18 +100,15 @@ def _output(key: str) -> str:
 def _quiet():
     """Silence the converters, which warn of each other's old functions and print."""
     loggers = [logging.getLogger(name) for name in ("tensorflow", "tf2onnx")]
-    levels, stderr = [logger.level for logger in loggers], os.dup(2)
-    with tempfile.TemporaryFile() as printed:
-        try:
-            os.dup2(printed.fileno(), 2)
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with silent_stderr():
             yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _named(function, frozen):
