@@ -1,6 +1,6 @@
 """KServe's REST server of the models in a folder: limits, turns and routes.
 
-`served_model` makes the answers.
+What is no JSON is refused here; `served_model` checks the inputs and answers.
 """
 
 import asyncio

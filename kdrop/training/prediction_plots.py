@@ -3,7 +3,7 @@
 Each function writes the PNG at `path`. `images` are uint8 `(n, height, width, 3 or 1)`,
 `points` `(n, 2)`, `targets` integer classes `(n,)` named `labels`, `probabilities`
 `(n, classes)`. `predict` maps float32 points to probabilities. `title` names the run
-and the part of the data set.
+and the part of the data set. Colours and markers are those of `plot_style`.
 """
 
 from collections.abc import Callable, Mapping

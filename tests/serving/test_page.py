@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("kserve", reason="KServe is not installed: the extra serve")
 from kdrop.serving import page as page_module  # noqa: E402
+from kdrop.training import plot_style  # noqa: E402
 
 
 class Elements(HTMLParser):
@@ -110,3 +111,8 @@ def test_a_label_cannot_end_the_script():
 def test_the_root_is_read_alone(client):
     assert client.head("/").status_code == 200
     assert client.post("/").status_code == 405
+
+
+def test_the_colours_are_those_of_the_pictures():
+    lines = re.findall(r"COLOURS.*(?:\[|push\().*", page_module.PAGE)
+    assert re.findall("#[0-9A-F]{6}", "".join(lines[:2])) == plot_style.COLOURS
