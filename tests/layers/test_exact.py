@@ -38,11 +38,9 @@ def test_the_count_is_the_rounded_share_with_halves_up(units):
         pytest.param((8, 5, 7, 64), 3, marks=pytest.mark.slow),
         pytest.param((8, 5, 6, 3), 1, marks=pytest.mark.slow),
         ((8, 5, 6, 3), -2),
-        ((3, 256), -1),  # counted in blocks of 128 units
-        (
-            (3, 128, 2),
-            1,
-        ),  # not: its words are not next to each other
+        # In blocks of 128 units, and where their words are not next to each other.
+        ((3, 256), -1),
+        ((3, 128, 2), 1),
     ],
 )
 def test_every_position_drops_the_exact_count(shape, axis):
