@@ -48,7 +48,8 @@ for dropout in keras.layers.Dropout, kdrop.InvertedDropout:
     print(f"{dropout.__name__:16} relative error of the gradient {error:.2f}")
 
 
-@tf.function
+# Without XLA, TensorFlow may recompute with weights that are already updated.
+@tf.function(jit_compile=True)
 def step(inputs, targets):
     loss, change = gradients(model, inputs, targets, remat=True)
     optimizer.apply(change, model.trainable_variables)

@@ -174,7 +174,7 @@ def input_structure(model):
     if not (model.built and model._called and inputs):
         raise ValueError(
             f"Model {model.name!r} has no record of its inputs: call it on a batch "
-            "before it is exported; if it was called, Keras could not trace its `call`."
+            "first; if it was called, Keras could not trace its `call`."
         )
     if len(inputs) == 1:
         return *inputs, [], False

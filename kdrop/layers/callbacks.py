@@ -22,6 +22,9 @@ class StepClock(keras.callbacks.Callback):
     In a custom training loop one line inside the step, traced or not, does the same:
     `with kdrop.StepClock().start(model):`.
 
+    On TensorFlow compile such a step with XLA (`jit_compile=True`): in other graphs
+    TensorFlow 2.21 may recompute a block with weights that the step has changed.
+
     A resumed run has the masks of an uninterrupted one. The clock does nothing on JAX,
     where drop layers refuse to be computed again.
 

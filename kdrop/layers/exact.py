@@ -24,7 +24,8 @@ class ExactDropout(UnitNoise):
     Of `units` units, `count = min(units - 1, floor(rate * units + 0.5))` are dropped,
     each set equally likely, and the others are scaled by `units / (units - count)`.
     Each position of each example has its own set. The rate is rounded to a multiple of
-    2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. Inference changes nothing.
+    2^-32 first, so that 0.3 of 5 units rounds as 1.5 does. With fewer than `0.5 / rate`
+    units none is dropped: 0.1 of 4 units is none. Inference changes nothing.
 
     Args:
         axis: Axis of the units, any but that of the batch. The sizes from there on must
@@ -57,11 +58,16 @@ class ExactDropout(UnitNoise):
                 f"after the first. Received: axis={self.axis}, inputs of shape {shape}"
             )
         sizes, units = self._sizes_from_axis(shape), shape[self.axis]
-        if None in sizes or sizes[0] != units or units >= 2**24:
+        if None in sizes or units >= 2**24:
             raise ValueError(
-                f"Layer {self.name!r} decides for each of fewer than 2^24 units; the "
-                f"sizes from axis {self.axis} on must be known. Received: inputs of "
-                f"shape {shape}, {units} units, noise_shape={self.noise_shape}"
+                f"Layer {self.name!r} needs fewer than 2^24 units and known sizes from "
+                f"axis {self.axis} on. Received: inputs of shape {shape}"
+            )
+        if sizes[0] != units:
+            raise ValueError(
+                f"Layer {self.name!r} decides for each unit: a `noise_shape` must have "
+                f"no 1 on axis {self.axis}, that of {units} units. Received: "
+                f"noise_shape={self.noise_shape}"
             )
 
     def _sizes_from_axis(self, shape):

@@ -10,6 +10,7 @@ import numpy as np
 from keras import tree
 
 from kdrop import backend, keras_internals
+from kdrop.errors import first_line
 from kdrop.layers import regions, units
 from kdrop.layers.base import Noise, check_model, drop_layers
 from kdrop.layers.draws import Draws
@@ -159,7 +160,11 @@ def _replacement_config(layer):
         }
     if config["seed"] is not None:
         config["seed"] %= 2**32
-    _replaced_type(layer)(**config)
+    try:
+        _replaced_type(layer)(**config)
+    except ValueError as error:
+        reason = first_line(error)
+        raise ValueError(f"replace() and layer {layer.name!r}: {reason}") from None
     return config
 
 
@@ -184,7 +189,7 @@ def _copy(model):
         for difference in _differences(model, copy):
             raise ValueError(f"the copy has other {difference}")
     except Exception as error:  # anything that the code of the layers raises
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(
             f"replace() cannot copy model {model.name!r}: saving and loading it failed "
             f"({reason}). Allowed: `in_place=True`, which replaces the layers in the "
@@ -239,7 +244,7 @@ def _limitations(model):
     if names := remaining(model):
         yield (
             "These layers drop without a layer of kdrop, which kdrop does not sample: "
-            f"{', '.join(map(repr, names))}. Set their own `dropout` to 0 and put "
+            f"{', '.join(map(repr, names))}. Set their own rates to 0 and put "
             "layers of kdrop beside them."
         )
     names = [

@@ -189,7 +189,7 @@ class Experiment:
 
     def slug(self) -> str:
         """Data set and layer, as in `spiral-inverted-dropout`."""
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", self.dropout)
+        words = re.sub("(?<=[a-z])(?=[A-Z0-9])", "-", self.dropout)
         return f"{self.data}-{words.lower()}"
 
     def key(self) -> str:

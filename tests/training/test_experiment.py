@@ -146,3 +146,5 @@ def test_keys_differ_between_settings():
     assert len(keys) == len(changes)
     assert all(key.startswith("spiral-inverted-dropout-seed0-") for key in keys)
     assert Experiment.preset("cifar10", dropout="none").slug() == "cifar10-none"
+    block = Experiment.preset("cifar10", dropout="DropBlock2D")
+    assert block.slug() == "cifar10-drop-block-2d"
