@@ -93,3 +93,18 @@ def cifar10_folder():
     if not folder or not os.path.isdir(os.path.join(folder, "cifar10")):
         pytest.skip("TFDS_DATA_DIR holds no cifar10")
     return folder
+
+
+@pytest.fixture
+def ordered_updates():
+    """TensorFlow's graph optimizer keeps the order of reads and updates of weights.
+
+    By default a block that `keras.remat` computes again may read a weight after the
+    optimizer has changed it, without any drop layer too (TensorFlow 2.21).
+    """
+    import tensorflow as tf
+
+    set_options = tf.config.optimizer.set_experimental_options
+    set_options({"dependency_optimization": False})
+    yield
+    set_options({"dependency_optimization": True})

@@ -65,19 +65,6 @@ class CustomStep(keras.Model):
         return {"loss": loss}
 
 
-@pytest.fixture
-def ordered_updates():
-    """TensorFlow's graph optimizer keeps the order of reads and updates of weights.
-
-    By default a block that `keras.remat` computes again may read a weight after the
-    optimizer has changed it, without any drop layer too (TensorFlow 2.21).
-    """
-    set_options = tf.config.optimizer.set_experimental_options
-    set_options({"dependency_optimization": False})
-    yield
-    set_options({"dependency_optimization": True})
-
-
 @pytest.mark.usefixtures("ordered_updates")
 @pytest.mark.parametrize(
     "settings",

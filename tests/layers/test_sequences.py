@@ -203,6 +203,7 @@ def test_invalid_rates_are_rejected(make, rate):
 
 @on_tensorflow
 @pytest.mark.slow
+@pytest.mark.usefixtures("ordered_updates")
 @pytest.mark.parametrize("make", [embedding, lstm, attention])
 def test_with_the_clock_remat_changes_nothing(make):
     class Recomputed(keras.layers.Layer):

@@ -98,6 +98,7 @@ def test_fit_and_eager_calls_have_the_same_masks(per_example, jit_compile):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ordered_updates")
 def test_with_the_clock_remat_changes_nothing():
     class Recomputed(keras.layers.Layer):
         def __init__(self, recompute):
