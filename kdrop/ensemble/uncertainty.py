@@ -4,11 +4,12 @@ Probabilities are arrays `(..., classes)`, or `(..., 1)` for a sigmoid that give
 probability of the second of two classes. NumPy computes in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 import numpy as np
+from keras import tree
 
 from kdrop.errors import check
 
@@ -44,14 +45,14 @@ def summarise(
     The standard deviation is that of these samples, without Bessel's correction.
 
     Args:
-        samples: Array `(samples, examples, ...)` from `kdrop.sample`; for a
-            classification probabilities, with the classes in the last dimension.
+        samples: Array `(samples, examples, ...)` from `kdrop.sample`, of one output;
+            for a classification probabilities, with the classes in the last dimension.
         task: `"classification"` or `"regression"`.
         quantiles: For a regression, the fractions of samples below each quantile.
 
     Raises:
-        ValueError: If the task is unknown, the samples have fewer than two dimensions,
-            or those of a classification are no probabilities.
+        ValueError: If the task is unknown, the samples are several arrays or have fewer
+            than two dimensions, or those of a classification are no probabilities.
 
     Reference: [Gal, 2016](https://www.cs.ox.ac.uk/people/yarin.gal/website/thesis/thesis.pdf),
     section 3.3
@@ -64,6 +65,12 @@ def summarise(
     ([0.562], [0.216])
     """
     check("task", task, task in TASKS, f"one of {TASKS}")
+    arrays = [x for x in tree.flatten(samples) if getattr(x, "shape", ())]
+    if isinstance(samples, Mapping) or any(x is not samples for x in arrays):
+        raise ValueError(
+            "`samples` must be one array (samples, examples, ...): summarise each "
+            f"output by itself. Received: a {type(samples).__name__} of arrays"
+        )
     samples = np.asarray(samples, "float64")
     if samples.ndim < 2 or not len(samples):
         raise ValueError(

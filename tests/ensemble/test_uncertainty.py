@@ -112,6 +112,14 @@ def test_wrong_samples_are_refused(samples, task, message):
         kdrop.summarise(samples, task)
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("structure", [list, tuple, lambda x: dict(enumerate(x))])
+def test_several_outputs_are_refused(structure, task):
+    outputs = structure([np.full((4, 3, 1), 0.5), np.full((4, 3, 1), 0.25)])
+    with pytest.raises(ValueError, match="one array.* each output.* Received: a .* of"):
+        kdrop.summarise(outputs, task)
+
+
 def test_half_precision_is_accepted():
     samples = np.random.default_rng(0).dirichlet(np.ones(10), size=(2, 30))
     kdrop.summarise(samples.astype("float16"))
