@@ -228,6 +228,12 @@ def attention_mask(layer, query, value, **masks):
     return layer._compute_attention_mask(query, value, **masks)
 
 
+def fits_at_inference(model):
+    """Whether `fit` cannot tell the model that it trains: `call` has no `training`."""
+    own_step = type(model).train_step is not keras.Model.train_step
+    return not (model._call_has_training_arg or own_step)
+
+
 def was_called(layer):
     """Whether a layer has ever been called."""
     return layer._called

@@ -80,6 +80,8 @@ def audit(model, inputs=None, replicas=False, recompute=False):
     on TensorFlow. Layers that drop inside of their code (`LSTM(dropout=0.1)`), that
     have weights, or that augment images, are only asked whether calls differ in
     training and agree at inference. A right layer fails once in a million audits.
+    Layers of a model whose `call` has no argument `training` are not ok: its `fit` does
+    not make them drop.
 
     Args:
         model: A `keras.Model`. It does not change: its states are restored.
@@ -134,6 +136,9 @@ def _rows(model, recorded, strategy, recompute):
         row = Row(paths[layer], type(layer).__name__, _asked(layer))
         try:
             plain, trained = _call(row, layer, call, held)
+            if row.fresh and keras_internals.fits_at_inference(model):
+                problem = "drops nothing in `fit`: the model's `call` has no argument "
+                row.problems.append(problem + "`training`")
             if not (row.fresh or row.problems or drops_by_rate(layer)):
                 continue
             shape = _measure(row, layer, call.single_input(), plain, trained)
