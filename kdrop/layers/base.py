@@ -195,11 +195,14 @@ def drop_layers(model):
     """List the drop layers of kdrop in a model or another layer, itself included.
 
     They are in the order in which Keras saves them, which survives a save and a load.
+    Raises `ValueError` for what is no layer.
 
     >>> model = keras.Sequential([kdrop.InvertedDropout(0.2), keras.layers.Dense(3)])
     >>> [layer.rate for layer in kdrop.drop_layers(model)]
     [0.2]
     """
+    fits = isinstance(model, keras.Layer)
+    check("model", model, fits, "a keras.Model or another layer")
     return [x for x in keras_internals.layers_of(model) if isinstance(x, Noise)]
 
 

@@ -86,20 +86,21 @@ def replace(model, in_place=False):
 
 
 def remaining(model):
-    """Names of the layers outside kdrop that drop in training.
+    """Names of the layers outside kdrop that drop in training, `attention/dropout`.
 
     Those are Keras's dropout layers and their subclasses, other layers with a seed
     generator and a rate above 0 (`Attention`), and RNN layers with such cells.
     """
     layers = keras_internals.layers_of(model)
+    paths = {**keras_internals.paths_of(model), model: model.name}
     owners = {
-        cell: layer.name
+        cell: layer
         for layer in layers
         if isinstance(layer, keras.layers.RNN)
         for cell in keras_internals.layers_of(layer.cell)
         if hasattr(cell, "dropout") or hasattr(cell, "recurrent_dropout")
     }
-    return list(dict.fromkeys(owners.get(x, x.name) for x in layers if _drops(x)))
+    return list(dict.fromkeys(paths[owners.get(x, x)] for x in layers if _drops(x)))
 
 
 def _drops(layer):

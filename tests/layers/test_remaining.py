@@ -29,11 +29,12 @@ OTHER = {
     "SimpleRNN": (
         lambda: chain(
             keras.layers.Bidirectional(
-                keras.layers.SimpleRNN(4, recurrent_dropout=0.5, name="simple")
+                keras.layers.SimpleRNN(4, recurrent_dropout=0.5, name="simple"),
+                name="both",
             ),
             drop(),
         ),
-        "backward_simple', 'forward_simple",
+        "both/backward_simple', 'both/forward_simple",
     ),
     "stacked cells": (
         lambda: chain(
@@ -103,8 +104,8 @@ class DropoutBlock(keras.layers.Layer):
 
 
 def test_remaining_names_the_layer_that_drops_not_its_holder():
-    model = chain(DropoutBlock(0.5))
-    assert remaining(model) == ["inner"]
+    model = chain(DropoutBlock(0.5, name="block"))
+    assert remaining(model) == ["block/inner"]
     assert remaining(kdrop.replace(model, in_place=True)) == []
 
 
