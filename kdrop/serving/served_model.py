@@ -95,8 +95,10 @@ class ServedModel(Model):
             rows = [dict.fromkeys(specs, row) for row in rows]  # bare values
         for number, row in enumerate(rows):
             if not isinstance(row, dict) or row.keys() != specs.keys():
+                received = shortened([*row] if isinstance(row, dict) else row)
                 raise InvalidInput(
-                    f"row {number} must be an object with the fields {', '.join(specs)}"
+                    f"row {number} must be an object with the fields "
+                    f"{', '.join(specs)}. Received: {received}"
                 )
         columns = {name: [row[name] for row in rows] for name in specs}
         outputs = yield from self._run(signature, columns, limits.max_values)
@@ -118,9 +120,11 @@ class ServedModel(Model):
         parameters = request.parameters or {}
         signature = self._signature(parameters.get("signature_name", "serving_default"))
         specs = _inputs(signature)
-        if sorted(tensor.name for tensor in request.inputs) != sorted(specs):
+        names = [tensor.name for tensor in request.inputs]
+        if sorted(names) != sorted(specs):
             raise InvalidInput(
-                f"`inputs` must have each of these names once: {', '.join(specs)}"
+                "the request must have one tensor of each of these names: "
+                f"{', '.join(specs)}. Received: {shortened(names)}"
             )
         arrays = {}
         for tensor in request.inputs:
@@ -255,10 +259,10 @@ def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
     dtype = spec.dtype
     allowed = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
     allowed = {str} if dtype == tf.string else allowed
-    if wrong := {type(value) for value in array.ravel().tolist()} - allowed:
-        kinds = ("null" if x is type(None) else x.__name__ for x in wrong)
+    if {type(value) for value in array.ravel().tolist()} - allowed:
+        wrong = next(i for i, x in np.ndenumerate(array) if type(x) not in allowed)
         raise InvalidInput(
-            f"{name} holds {min(kinds)}, but must hold "
+            f"{_place(name, array, wrong)}, but must hold "
             f"{' or '.join(sorted(kind.__name__ for kind in allowed))}, in lists of "
             "equal length"
         )
@@ -267,9 +271,18 @@ def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
         raise InvalidInput(f"{name} has shape {array.shape}, but must have {expected}")
     try:
         with np.errstate(over="ignore"):  # an overflow to infinity is rejected below
-            array = array.astype(dtype.as_numpy_dtype)
+            converted = array.astype(dtype.as_numpy_dtype)
     except OverflowError:
         raise InvalidInput(f"{name} holds a number beyond {dtype.name}") from None
-    if dtype.is_floating and not np.isfinite(array).all():
-        raise InvalidInput(f"{name} holds NaN or a number beyond {dtype.name}")
-    return array
+    if dtype.is_floating and not np.isfinite(converted).all():
+        wrong = tuple(np.argwhere(~np.isfinite(converted))[0].tolist())
+        raise InvalidInput(
+            f"{_place(name, array, wrong)}, which is NaN or beyond {dtype.name}"
+        )
+    return converted
+
+
+def _place(name: str, array: np.ndarray, index: tuple[int, ...]) -> str:
+    """The beginning of a sentence on one value, which is spelled as in JSON."""
+    value = json.dumps(array[index], default=repr)
+    return f"{name}{[*index] if index else ''} holds {value[:40]}"

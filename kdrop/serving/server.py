@@ -133,8 +133,9 @@ class Server(RESTServer):
     async def _unknown(self, request):
         raise HTTPException(
             404,
-            f"there is no {shortened(request.url.path)}: the newest version of a model "
-            "answers POST /v1/models/NAME:predict and POST /v2/models/NAME/infer",
+            f"there is no {request.method} {request.url.path[:100]!r}: the newest "
+            "version of a model answers POST /v1/models/NAME:predict and "
+            "POST /v2/models/NAME/infer",
         )
 
     async def _answer(self, request: Request):

@@ -1,6 +1,7 @@
 """Requests to the server's application: a prediction, or 4xx with one sentence."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,7 +45,41 @@ def test_measures_come_in_the_order_of_their_names(client):
 
 def test_an_invalid_number_is_named_as_in_json(client):
     answer = client.post(V1, json={"instances": [[1, None]]})
-    assert "inputs holds null, but must hold float or int" in answer.json()["error"]
+    expected = "inputs[0, 1] holds null, but must hold float or int"
+    assert expected in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"instances": [[0, 0], [0, 1e40]]}, r"inputs\[1, 1\] holds 1e\+40, which is"),
+        ({"instances": [[0, 0], [0]]}, r"inputs\[0\] holds \[0, 0\].* equal length"),
+        (
+            {
+                "signature_name": "sample_seeded",
+                "instances": [{"inputs": [0, 0], "seeds": 10**20}],
+            },
+            r"seeds\[0\] holds 1e\+20, but must hold int",
+        ),
+        (
+            {
+                "signature_name": "sample_seeded",
+                "instances": [{"inputs": [0, 0], "seed": 1}],
+            },
+            r"row 0 .* inputs, seeds. Received: \['inputs', 'seed'\]",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(client, request_, message):
+    answer = client.post(V1, json=request_)
+    assert answer.status_code == 400 and re.search(message, answer.json()["error"])
+
+
+def test_a_wrong_name_of_a_tensor_is_named(client):
+    request = {"inputs": [tensor([0, 0], [1, 2], name="x")]}
+    answer = client.post(V2, json=request)
+    assert answer.status_code == 400
+    assert "these names: inputs. Received: ['x']" in answer.json()["error"]
 
 
 def test_v2_equals_the_saved_model(client, signatures, points):
