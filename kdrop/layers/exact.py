@@ -12,7 +12,9 @@ from kdrop.layers.units import UnitNoise
 from kdrop.masks import kernels, run
 
 _CACHED = 2**14  # words that surely fit a processor's cache
-_STORED = 32  # units of a group, at least, for its limit to be stored
+# Units of a group, at least, for its limit to be stored: of fewer the memory would be
+# a noticeable share of the inputs', and the search again is short.
+_STORED = 32
 _UNITS = (1, 2, 3)  # the axes of a group's units in the search
 _ONE, _HIGHEST = np.uint32(1), np.uint32(2**32 - 1)
 
@@ -58,7 +60,7 @@ class ExactDropout(UnitNoise):
                 f"after the first. Received: axis={self.axis}, inputs of shape {shape}"
             )
         sizes, units = self._sizes_from_axis(shape), shape[self.axis]
-        if None in sizes or units >= 2**24:
+        if None in (units, *sizes) or units >= 2**24:
             raise ValueError(
                 f"Layer {self.name!r} needs fewer than 2^24 units and known sizes from "
                 f"axis {self.axis} on. Received: inputs of shape {shape}"

@@ -149,5 +149,7 @@ def test_invalid_arguments_are_rejected():
             ExactDropout(0.5, axis)
     with pytest.raises(ValueError, match="known sizes from axis -1"):
         ExactDropout(0.5)(keras.Input((None,)))
+    with pytest.raises(ValueError, match="known sizes from axis -1"):
+        ExactDropout(0.5, noise_shape=(None, 8))(keras.Input((None,)))
     with pytest.raises(ValueError, match="no 1 on axis -1, that of 8 units. Received"):
         ExactDropout(0.5, noise_shape=(None, 1))(np.ones((4, 8), "float32"))
