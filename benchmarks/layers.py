@@ -139,7 +139,7 @@ def in_fresh_process(function, *arguments) -> float:
         return pool.submit(function, *arguments).result()
 
 
-def seconds_per_length(name: str, mode: str, count: int = 200) -> float:
+def seconds_per_length(name: str, mode: str, count: int) -> float:
     """Run a layer on batches that all differ in length: seconds a batch."""
     lengths = np.random.default_rng(0).permutation(count) + 20
     step = both_ways(drop_layer(name))
@@ -176,6 +176,22 @@ def peak_bytes(name: str, shape=SQUARE, depth: int = DEPTH) -> int:
     return peaks[1] - peaks[0]
 
 
+def xor_of_words(count: int, size: int):
+    """Draw the words of `count` rows, and keep one for each position: (size,)."""
+    rows = keras.ops.cast(np.indices((count, 2))[0], "uint32")
+    key = bits.fold(*(keras.ops.cast(n, "uint32") for n in range(3)))
+    rows = bits.row_keys(key, rows)
+    positions = keras.ops.cast(keras.ops.arange(size, dtype="int32"), "uint32")
+
+    def add_several(step, total):
+        for k in range(4):
+            word = bits.word(positions, *(row[4 * step + k] for row in rows))
+            total = keras.ops.bitwise_xor(total, word)
+        return total
+
+    return keras.ops.fori_loop(0, count // 4, add_several, positions)
+
+
 def connections() -> Variants:
     """Run `DropConnectDense` forward, and only draw its random words: 2^27."""
     inputs = normal((128, 1024))
@@ -184,31 +200,17 @@ def connections() -> Variants:
     weights = [weight.value for weight in layer.trainable_variables]
     state = [variable.value for variable in layer.non_trainable_variables]
 
-    def words():
-        rows = keras.ops.cast(np.indices((128, 2))[0], "uint32")
-        key = bits.fold(*(keras.ops.cast(n, "uint32") for n in range(3)))
-        rows = bits.row_keys(key, rows)
-        positions = keras.ops.cast(keras.ops.arange(2**20, dtype="int32"), "uint32")
-
-        def add_several(step, total):
-            for k in range(4):
-                word = bits.word(positions, *(row[4 * step + k] for row in rows))
-                total = keras.ops.bitwise_xor(total, word)
-            return total
-
-        return keras.ops.fori_loop(0, 32, add_several, positions)
-
     product = functools.partial(layer.stateless_call, training=True)
     product = functools.partial(backend.compiled(product, None), weights, state)
     return {
-        "words alone": timed(backend.compiled(words, None)),
+        "words alone": timed(backend.compiled(xor_of_words, None, 128, 2**20)),
         "DropConnectDense": timed(functools.partial(product, inputs)),
     }
 
 
-def lengths(mode) -> Variants:
+def lengths(mode, count=200) -> Variants:
     measure = functools.partial(in_fresh_process, seconds_per_length)
-    return {name: functools.partial(measure, name, mode) for name in PAIR}
+    return {name: functools.partial(measure, name, mode, count) for name in PAIR}
 
 
 def memory() -> Variants:
@@ -271,6 +273,10 @@ DROPOUT = {
         )
         for mode in ("graph", "eager")
     },
+    "first-step": Comparison(
+        "the first batch of a process, traced and compiled, eager",
+        KERAS, functools.partial(lengths, "eager", 1), {}, rounds=1, warm_up=0,
+    ),
     "memory": Comparison(
         f"peak of {DEPTH} layers and ReLUs on 4096 x 4096, less that of the ReLUs",
         KERAS, memory, {INVERTED: 0.25}, rounds=1, warm_up=0, unit="MiB",
@@ -288,6 +294,6 @@ GPU = {
     for dtype in ("float32", "bfloat16") for power in range(20, 31, 2)
 }  # fmt: skip
 if JAX:
-    for name in "small-eager", "lengths-graph", "lengths-eager":
+    for name in "small-eager", "lengths-graph", "lengths-eager", "first-step":
         del DROPOUT[name]
 SUBJECTS = {"layers": LAYERS, "dropout": DROPOUT} | ({"gpu": GPU} if JAX else {})

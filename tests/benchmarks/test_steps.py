@@ -10,6 +10,7 @@ from keras import ops
 from benchmarks import layers, training
 from kdrop import InvertedDropout
 from kdrop.errors import UserError
+from kdrop.masks import bits
 
 on_jax = pytest.mark.skipif(not layers.JAX, reason="measured on JAX alone")
 
@@ -42,7 +43,15 @@ def test_layers_against_their_baseline(name, shape):
 
 @pytest.mark.slow
 def test_connections_against_their_words():
-    check(layers.connections(), "words alone")
+    check(layers.connections(), "words alone", "DropConnectDense")
+
+
+def test_the_words_of_every_row_and_position_are_drawn():
+    rows = ops.cast(np.indices((8, 2))[0], "uint32")
+    key = bits.fold(*(ops.cast(n, "uint32") for n in range(3)))
+    words = ops.convert_to_numpy(bits.words(key, rows, 16))
+    expected = np.bitwise_xor.reduce(words) ^ np.arange(16, dtype="uint32")
+    np.testing.assert_array_equal(layers.xor_of_words(8, 16), expected)
 
 
 def test_a_step_goes_both_ways_through_the_layer():
