@@ -167,7 +167,7 @@ class CallCounter:
 
 
 def on_cpu() -> bool:
-    """Whether a function that is compiled now will run on a CPU."""
+    """Whether there is no GPU; on JAX, whether the default device is a CPU."""
     if name() == "jax":
         return jax.default_backend() == "cpu"
     return not tf.config.list_logical_devices("GPU")

@@ -33,7 +33,7 @@ def check(name: str, value: Any, fits: bool, allowed: str) -> Any:
 
 
 def first_line(error: object) -> str:
-    """The first line of an error; of one without words, its type."""
+    """The first line of an error or of its message; without words, its `repr`."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from kdrop.errors import check, check_integer, check_number
 
 Schedule = Callable[[float], float]
-RATE, PROGRESS = "[0, 1)", "(0, 1]"
+_RATE, _PROGRESS = "[0, 1)", "(0, 1]"
 
 
 def constant(rate: float) -> Schedule:
@@ -25,7 +25,7 @@ def constant(rate: float) -> Schedule:
     >>> kdrop.schedules.constant(0.3)(0.5)
     0.3
     """
-    rate = check_number("rate", rate, RATE)
+    rate = check_number("rate", rate, _RATE)
     return lambda progress: rate
 
 
@@ -35,7 +35,7 @@ def linear(start: float, end: float) -> Schedule:
     >>> kdrop.schedules.linear(0.0, 0.5)(0.5)
     0.25
     """
-    start, end = check_number("start", start, RATE), check_number("end", end, RATE)
+    start, end = check_number("start", start, _RATE), check_number("end", end, _RATE)
     return lambda progress: (1 - progress) * start + progress * end
 
 
@@ -62,8 +62,8 @@ def early(rate: float, cutoff: float = 1 / 6, decay: str = "linear") -> Schedule
 
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
-    rate = check_number("rate", rate, RATE)
-    cutoff = check_number("cutoff", cutoff, PROGRESS)
+    rate = check_number("rate", rate, _RATE)
+    cutoff = check_number("cutoff", cutoff, _PROGRESS)
     check("decay", decay, decay in ("linear", "constant"), "'linear' or 'constant'")
     if decay == "linear":
         return lambda progress: rate * max(0.0, 1 - progress / cutoff)
@@ -79,8 +79,8 @@ def late(rate: float, cutoff: float = 1 / 6) -> Schedule:
 
     Reference: [Liu et al., 2023](https://arxiv.org/abs/2303.01500)
     """
-    rate = check_number("rate", rate, RATE)
-    cutoff = check_number("cutoff", cutoff, PROGRESS)
+    rate = check_number("rate", rate, _RATE)
+    cutoff = check_number("cutoff", cutoff, _PROGRESS)
     return lambda progress: 0.0 if progress < cutoff else rate
 
 
@@ -92,7 +92,7 @@ def curriculum(rate: float, gamma: float = 10.0) -> Schedule:
 
     Reference: [Morerio et al., 2017](https://arxiv.org/abs/1703.06229)
     """
-    rate = check_number("rate", rate, RATE)
+    rate = check_number("rate", rate, _RATE)
     gamma = check_number("gamma", gamma, "(0, inf)")
     return lambda progress: -rate * math.expm1(-gamma * progress)
 
@@ -105,7 +105,7 @@ def annealed(rate: float, end: float = 1.0) -> Schedule:
 
     Reference: Rennie et al., "Annealed dropout training of deep networks", SLT 2014
     """
-    return early(rate, check_number("end", end, PROGRESS), decay="linear")
+    return early(rate, check_number("end", end, _PROGRESS), decay="linear")
 
 
 def scheduled_drop_path(rate: float) -> Schedule:
@@ -116,7 +116,7 @@ def scheduled_drop_path(rate: float) -> Schedule:
 
     Reference: [Zoph et al., 2018](https://arxiv.org/abs/1707.07012), section 4
     """
-    return linear(0.0, check_number("rate", rate, RATE))
+    return linear(0.0, check_number("rate", rate, _RATE))
 
 
 def over_depth(rate: float, layers: int) -> list[float]:
@@ -127,6 +127,6 @@ def over_depth(rate: float, layers: int) -> list[float]:
 
     Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382), equation 4
     """
-    rate = check_number("rate", rate, RATE)
+    rate = check_number("rate", rate, _RATE)
     layers = check_integer("layers", layers, 1)
     return [rate * (place / layers) for place in range(1, layers + 1)]

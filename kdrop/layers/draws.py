@@ -11,7 +11,6 @@ from keras import ops
 from kdrop import backend, keras_internals
 from kdrop.layers.sampling_context import sampling
 
-# Indices in the state
 SEED, NAME_HASH, COUNT, THRESHOLD = range(4)
 
 # Threads that call a layer eagerly must not get the same draw count.

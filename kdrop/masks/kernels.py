@@ -20,7 +20,8 @@ class Kernel(NamedTuple):
     block: tuple[int, ...] = ()
     distinct: bool = False  # whether the noise needs words that differ within a row
     # (words, draw) -> limits: what the noise needs to know of all words of a row. They
-    # take long to find and little memory, so they are stored for the gradient.
+    # take long to find and little memory, so they are stored for the gradient. In
+    # exports, and where sizes are unknown, `noise` gets none and finds them itself.
     limits: Callable[..., Any] | None = None
 
 

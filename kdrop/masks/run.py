@@ -1,8 +1,9 @@
 """Runs a kernel on inputs: compiles it, pads unknown sizes and differentiates it.
 
 For each shape, XLA compiles one fused pass that draws, compares and scales. No mask is
-stored: the gradient draws it again. A kernel that needs limits finds them in a pass
-before, and stores them. The package explains `draw` and `rows`.
+stored: the gradient draws it again. Where the sizes are known, a kernel that needs
+limits finds them in a pass before, and stores them. The package explains `draw` and
+`rows`.
 """
 
 import contextvars
@@ -161,15 +162,13 @@ def draw_key(draw, ids):
 
 
 def _noise(kernel, draw, ids, size, *limits):
-    def make_key():
-        return ops.stack(draw_key(draw, ids))
-
     short = isinstance(size, int) and size <= _SHORT and not exporting.get()
     if short and backend.on_cpu():
         shape = (2, ops.shape(ids)[0]) if ids.shape[1] == 3 else (2,)
-        key = _materialise(make_key, draw, shape, "uint32")
+        stacked = functools.partial(ops.stack, draw_key(draw, ids))
+        key = _materialise(stacked, draw, shape, "uint32")
     else:
-        key = make_key()
+        key = draw_key(draw, ids)
 
     def noise():
         words = bits.words((key[0], key[1]), ids, size, kernel.distinct)

@@ -47,7 +47,8 @@ def load(
     train_size: int | None = None,  # of the examples for training; all if `None`
     validation: float = 0.1,  # fraction of `train_size` to validate on, in [0, 1)
     seed: int = 0,  # the same seed gives the same examples
-    data_dir: str | os.PathLike | None = None,  # `TFDS_DATA_DIR` if `None`
+    # If `None`, `TFDS_DATA_DIR`, or `~/tensorflow_datasets` without it.
+    data_dir: str | os.PathLike | None = None,
 ) -> Data:
     """The spiral, CIFAR-10 (Krizhevsky, 2009) or MNIST (LeCun et al., 1998).
 
