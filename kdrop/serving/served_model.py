@@ -223,7 +223,8 @@ def _compute(signature, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def _inputs(signature) -> Specs:
-    return signature.structured_input_signature[1]
+    # In the order of their names, which differs from load to load otherwise.
+    return dict(sorted(signature.structured_input_signature[1].items()))
 
 
 def _describe(specs: Specs) -> list[dict]:
@@ -234,7 +235,7 @@ def _describe(specs: Specs) -> list[dict]:
             "datatype": _v2_type(spec.dtype),
             "shape": [-1 if size is None else size for size in spec.shape],
         }
-        for name, spec in specs.items()
+        for name, spec in sorted(specs.items())
     ]
 
 

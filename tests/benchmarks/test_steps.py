@@ -43,7 +43,10 @@ def test_layers_against_their_baseline(name, shape):
 
 @pytest.mark.slow
 def test_connections_against_their_words():
-    check(layers.connections(), "words alone", "DropConnectDense")
+    comparison = layers.LAYERS["connections-words"]
+    variants = comparison.variants()
+    check(variants, comparison.baseline)
+    assert set(comparison.limits) < set(variants)
 
 
 def test_the_words_of_every_row_and_position_are_drawn():
