@@ -109,6 +109,12 @@ def test_remaining_names_the_layer_that_drops_not_its_holder():
     assert remaining(kdrop.replace(model, in_place=True)) == []
 
 
+@pytest.mark.parametrize("model", ["x", None, [drop(0.5)]])
+def test_only_layers_have_drop_layers(model):
+    with pytest.raises(ValueError, match="`model` must be a keras.Model or another"):
+        kdrop.drop_layers(model)
+
+
 def test_layers_that_drop_nothing_are_not_named():
     model = chain(
         Twice(0.0), keras.layers.LSTM(4, return_sequences=True), keras.layers.ReLU()
