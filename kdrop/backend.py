@@ -186,6 +186,15 @@ def compiled(function, signature, *static, xla=True):
     return tf.function(function, autograph=False, **options)
 
 
+@functools.cache
+def of_vectors(function):
+    """A function of four uint32 vectors, which TensorFlow traces once for all sizes."""
+    if name() == "jax":
+        return jax.jit(function)
+    signature = [tf.TensorSpec((None,), tf.uint32)] * 4
+    return tf.function(function, signature, autograph=False)
+
+
 def output_and_gradients(function, arguments, upstream):
     """The result of a function, and the gradient for each argument from its own."""
     if name() == "jax":

@@ -26,14 +26,15 @@ def _rotate(word, bits):
 def threefry(key, counter):
     """Threefry-2x32 with 20 rounds: encrypts a 64-bit counter under a 64-bit key.
 
-    Key and counter are pairs of uint32 tensors, and so is the result, of the counter's
-    shape. Reference: Salmon et al., 2011, section 3.2
+    Key and counter are pairs of uint32 scalars or vectors `(n,)`, and so is the result.
+    Reference: Salmon et al., 2011, section 3.2
     """
-    # It has most of a kernel's operations, so it is traced once for each signature, not
-    # in each kernel: a layer's first step takes a third less time.
+    # It has most of a kernel's operations, so TensorFlow traces it once, for vectors of
+    # any size, and not in each kernel: a layer's first step takes far less time.
     arguments = *key, *counter
-    signature = tuple(tuple(x.shape) for x in arguments)
-    return backend.compiled(_threefry, signature, xla=False)(*arguments)
+    shape = ops.shape(ops.bitwise_xor(key[0], counter[0]))
+    vectors = [ops.reshape(x, (-1,)) for x in arguments]
+    return [ops.reshape(x, shape) for x in backend.of_vectors(_threefry)(*vectors)]
 
 
 def _threefry(*arguments):

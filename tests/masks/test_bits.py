@@ -10,6 +10,7 @@ import words
 from keras import ops
 from words import u32
 
+from kdrop import backend
 from kdrop.masks import bits
 
 
@@ -28,6 +29,18 @@ from kdrop.masks import bits
 def test_threefry_gives_the_known_answers_of_its_authors(counter, key, expected):
     answer = bits.threefry([u32(k) for k in key], [u32(c) for c in counter])
     assert tuple(int(a) for a in answer) == expected
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="of TensorFlow")
+def test_threefry_is_traced_once_for_all_sizes():
+    keys = [bits.fold(u32(1), u32(2), u32(0)), bits.fold(u32([1, 2]), u32(2), u32(0))]
+    traces = backend.of_vectors(bits._threefry).experimental_get_tracing_count()
+    for count in (2, 3, 4):
+        first, _ = bits.row_keys(keys[0], u32(np.zeros((count, 2))))
+        assert first.shape == (count,)
+    np.testing.assert_array_equal(keys[1][0][0], keys[0][0])
+    after = backend.of_vectors(bits._threefry).experimental_get_tracing_count()
+    assert traces == after > 0
 
 
 def finalise(word):
