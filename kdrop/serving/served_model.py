@@ -286,4 +286,5 @@ def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
 def _place(name: str, array: np.ndarray, index: tuple[int, ...]) -> str:
     """The beginning of a sentence on one value, which is spelled as in JSON."""
     value = json.dumps(array[index], default=repr)
-    return f"{name}{[*index] if index else ''} holds {value[:40]}"
+    value = value if len(value) <= 40 else f"{value[:40]}..."
+    return f"{name}{[*index] if index else ''} holds {value}"

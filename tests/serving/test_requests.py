@@ -161,6 +161,7 @@ def test_v2_takes_and_returns_text_integers_and_booleans(client, mixed):
     np.testing.assert_allclose(color, expected["color"], rtol=1e-5)
     assert outputs["name"]["data"] == [name.decode() for name in expected["name"]]
     metadata = client.get("/v2/models/mixed").json()["inputs"]
+    assert [each["name"] for each in metadata] == sorted(types)
     assert {each["name"]: (each["datatype"], each["shape"]) for each in metadata} == {
         name: (datatype, [-1, 1]) for name, datatype in types.items()
     }
