@@ -134,10 +134,12 @@ class ServedModel(Model):
                 declared = shortened(tensor.datatype)
                 raise InvalidInput(f"{name} is {declared}, not {datatype}")
             values = np.array(tensor.data, dtype=object)
-            if min(shape, default=1) < 1 or math.prod(shape) != values.size:
+            _check_lists(name, values)
+            forms = tuple(shape), (math.prod(shape),)  # nested or flat
+            if min(shape, default=1) < 1 or values.shape not in forms:
                 raise InvalidInput(
-                    f"{name} holds {values.size} values, which do not fill the shape "
-                    f"{shortened(shape)}"
+                    f"{name} holds data of shape {[*values.shape]}, which is not the "
+                    f"`shape` {shortened(shape)}"
                 )
             _check_limit(shape[0] if shape else 1, limits.max_rows, TOO_MANY_ROWS)
             arrays[name] = values.reshape(shape)
@@ -256,16 +258,15 @@ def _from_tensor(output: tf.Tensor) -> np.ndarray:
 def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
     """An array of exactly these JSON values; a value of another type is an error."""
     # `tf.constant` would take booleans for numbers, and integers that overflow.
-    array = np.array(values, dtype=object)
-    dtype = spec.dtype
+    array, dtype = np.array(values, dtype=object), spec.dtype
     allowed = {int, float} if dtype.is_floating else {bool} if dtype.is_bool else {int}
     allowed = {str} if dtype == tf.string else allowed
+    _check_lists(name, array)
     if {type(value) for value in array.ravel().tolist()} - allowed:
         wrong = next(i for i, x in np.ndenumerate(array) if type(x) not in allowed)
         raise InvalidInput(
             f"{_place(name, array, wrong)}, but must hold "
-            f"{' or '.join(sorted(kind.__name__ for kind in allowed))}, in lists of "
-            "equal length"
+            f"{' or '.join(sorted(kind.__name__ for kind in allowed))}"
         )
     if not spec.shape.is_compatible_with(array.shape) or 0 in array.shape:
         expected = str(spec.shape).replace("None", "any")
@@ -281,6 +282,15 @@ def _to_array(name: str, spec: tf.TensorSpec, values: object) -> np.ndarray:
             f"{_place(name, array, wrong)}, which is NaN or beyond {dtype.name}"
         )
     return converted
+
+
+def _check_lists(name: str, array: np.ndarray) -> None:
+    """Raise `InvalidInput` for the lists that NumPy left, because they are ragged."""
+    if lengths := {len(x) for x in array.ravel().tolist() if type(x) is list}:
+        raise InvalidInput(
+            f"{name} must hold lists of equal length and depth. Received lists of "
+            f"lengths {shortened(sorted(lengths))}"
+        )
 
 
 def _place(name: str, array: np.ndarray, index: tuple[int, ...]) -> str:

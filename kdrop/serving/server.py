@@ -26,7 +26,7 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 from kserve.protocol.rest.v2_datamodels import InferenceRequest
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -45,6 +45,12 @@ JSON = {"content-type": "application/json"}
 log = logging.getLogger("kdrop.serving")
 
 
+class StrictRequest(InferenceRequest):
+    """A V2 request without other fields, such as V1's `signature_name`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, headers):
     """The request and its CloudEvent attributes; raises `InvalidInput` alone."""
     binary = INFERENCE_CONTENT_LENGTH_HEADER in headers
@@ -54,9 +60,12 @@ def read_request(plane: DataPlane, name: str, protocol: str, body: bytes, header
             size = int(headers[INFERENCE_CONTENT_LENGTH_HEADER])
             if size < 0:
                 raise InvalidInput("the length of the JSON is negative")
-            _check_sizes(orjson.loads(body[:size])["inputs"], len(body) - size)
+            fields = orjson.loads(body[:size])
+            if unknown := fields.keys() - StrictRequest.model_fields.keys():
+                raise InvalidInput(f"{min(unknown)}: Extra inputs are not permitted")
+            _check_sizes(fields["inputs"], len(body) - size)
         elif protocol == "v2":
-            content = InferenceRequest.model_validate_json(body)
+            content = StrictRequest.model_validate_json(body)
             _check_sizes(map(dict, content.inputs), 0)
         request, attributes = plane.decode(content, headers, protocol, name)
         if isinstance(request, bytes):  # no JSON content type, as from `curl -d`

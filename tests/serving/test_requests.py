@@ -53,7 +53,7 @@ def test_an_invalid_number_is_named_as_in_json(client):
     ("request_", "message"),
     [
         ({"instances": [[0, 0], [0, 1e40]]}, r"inputs\[1, 1\] holds 1e\+40, which is"),
-        ({"instances": [[0, 0], [0]]}, r"inputs\[0\] holds \[0, 0\].* equal length"),
+        ({"instances": [[0, 0], [0]]}, r"inputs must .* equal length.* \[1, 2\]"),
         (
             {
                 "signature_name": "sample_seeded",
@@ -75,11 +75,25 @@ def test_what_is_wrong_is_named_with_its_place(client, request_, message):
     assert answer.status_code == 400 and re.search(message, answer.json()["error"])
 
 
-def test_a_wrong_name_of_a_tensor_is_named(client):
-    request = {"inputs": [tensor([0, 0], [1, 2], name="x")]}
-    answer = client.post(V2, json=request)
-    assert answer.status_code == 400
-    assert "these names: inputs. Received: ['x']" in answer.json()["error"]
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"inputs": [tensor([0, 0], [1, 2], name="x")]}, "inputs. Received: ['x']"),
+        ({"inputs": [tensor([[0], [0]], [1, 2])]}, "shape [2, 1], which is not"),
+        ({"inputs": [tensor([0, 0, 0], [1, 2])]}, "shape [3], which is not"),
+        ({"inputs": [tensor([[0, 0], [0]], [2, 2])]}, "equal length and depth"),
+        (
+            {"inputs": [tensor([0, 0], [1, 2])], "signature_name": "sample"},
+            "signature_name: Extra inputs are not permitted",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_tensor_is_named(client, request_, message):
+    answer = client.post(V2, json=request_)
+    assert answer.status_code == 400 and message in answer.json()["error"]
+    content, headers = binary(request_, b"")
+    answer = client.post(V2, content=content, headers=headers)
+    assert answer.status_code == 400 and message in answer.json()["error"]
 
 
 def test_v2_equals_the_saved_model(client, signatures, points):
